@@ -1,0 +1,1 @@
+"""graphopt: ONNX -> ordered passes -> Apache TVM -> llvm, cuda, npu."""

@@ -29,7 +29,8 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
 def built(name: str, write: Callable[[Path], None], builder: str) -> Path:
     """The cached file `name`, made by `write` on first use.
 
-    `builder` is the `__file__` of the code that makes it. Its hash is part of the place, so an edited builder never meets its own old output.
+    `builder` is the `__file__` of the code that makes it: its hash is part of the place, so an edited builder
+    never meets its own old output.
     """
     digest = hashlib.sha256(Path(builder).read_bytes()).hexdigest()[:12]
     path = cache_dir() / "built" / digest / name

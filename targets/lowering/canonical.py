@@ -1,0 +1,108 @@
+"""Turn a model into the plainer ONNX that TVM's importer reads: no functions, constants where they are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from graphopt.targets.lowering.support import has_converter
+
+# The importer knows these names but takes them for another operator or computes them wrongly; ONNX's own
+# definition of them in simpler operators is exact.
+EXPANDED = frozenset({"Attention", "Mish"})
+# Folding these would put back what a pass took out: the small integer weights of a quantized model.
+KEPT = frozenset({"DequantizeLinear"})
+MAX_GROWTH = 1 << 16  # bytes a folded constant may be larger than what it is computed from
+
+
+def canonicalise(model: ir.Model) -> ir.Model:
+    """Rewrite `model` in place, keeping its inputs, outputs and results; returns it, or what replaces it.
+
+    1. Local functions are inlined.
+    2. Operators without a converter are replaced by their ONNX definition, where they have one.
+    3. What depends on constants and known shapes only is computed, unless the result is much larger.
+    4. Constants become initializers, of the main graph.
+    5. Dead nodes and initializers go.
+    """
+    common.InlinePass()(model)
+    model = _expand_functions(model)
+    _fold(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    for node in model.graph.all_nodes():
+        if node.op_type == "Expand" and node.domain == "":
+            _spell_out_expand(node, model.graph)
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _expand_functions(model: ir.Model) -> ir.Model:
+    """Replace operators by their schema's function body until every operator left has a converter or no body."""
+    import onnx
+    import onnx.inliner
+
+    version = model.opset_imports.get("", 1)
+    names = {node.op_type for node in model.graph.all_nodes() if node.domain == "" and _has_body(node.op_type, version)}
+    wanted = sorted(name for name in names if name in EXPANDED or not has_converter("", name))
+    if not wanted:
+        return model
+    # The bodies of some operators depend on the types of their inputs, so every value needs its type.
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
+    expanded = onnx.inliner.inline_selected_functions(
+        proto, [("", name) for name in wanted], exclude=False, inline_schema_functions=True
+    )
+    return ir.from_proto(expanded)
+
+
+def _has_body(name: str, version: int) -> bool:
+    import onnx
+
+    if not onnx.defs.has(name, version, ""):
+        return False
+    schema = onnx.defs.get_schema(name, version, "")
+    return schema.has_function or schema.has_context_dependent_function  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _fold(model: ir.Model) -> None:
+    from onnxscript.optimizer import fold_constants
+
+    for _ in range(2):  # a folded shape makes more shapes known
+        fold_constants(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=1 << 40,
+            output_size_limit=1 << 40,
+            should_fold=_worth_folding,
+        )
+
+
+def _worth_folding(node: ir.Node) -> bool:
+    """Fold unless the result is much larger than what it is computed from."""
+    if node.domain != "" or node.op_type in KEPT:
+        return False
+    before = sum(value.const_value.nbytes for value in node.inputs if value is not None and value.const_value)
+    return all(_nbytes(value) <= before + MAX_GROWTH for value in node.outputs)
+
+
+def _nbytes(value: ir.Value) -> float:
+    if value.shape is None or value.dtype is None or not value.shape.is_static():
+        return 0  # of unknown shape: what makes shapes unknown here is small integers
+    return math.prod(value.shape.numpy()) * value.dtype.itemsize
+
+
+def _spell_out_expand(node: ir.Node, graph: ir.Graph) -> None:
+    """Expand's target may be 1 where the input is larger, which the importer takes literally."""
+    shape = node.outputs[0].shape
+    if shape is None or not shape.is_static():
+        return
+    value = ir.Value(
+        name=f"{node.outputs[0].name}_shape",
+        shape=ir.Shape([len(shape)]),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=ir.tensor(np.asarray(shape.numpy(), np.int64)),
+    )
+    graph.register_initializer(value)
+    node.replace_input_with(1, value)

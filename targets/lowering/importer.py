@@ -1,0 +1,102 @@
+"""TVM's ONNX importer, made to name every node it fails on and to remember where each variable comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import tvm
+from tvm import relax
+from tvm.relax.frontend import detach_params
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+
+from graphopt.errors import LoweringError
+from graphopt.targets.lowering.support import explain
+
+
+def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """Import a canonical `model` whose names are identifiers.
+
+    Returns the module, the weights its ``main`` uses in the order of its last parameters, and for each variable
+    the name of the ONNX node it comes from.
+
+    Raises:
+        LoweringError: naming every node whose conversion failed, and TVM's reason.
+    """
+    importer = _Importer(model)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            module = importer.from_onnx(ir.to_proto(model).graph, model.opset_imports[""])  # pyright: ignore[reportArgumentType]
+        except Exception as error:
+            if importer.failures:
+                raise LoweringError(explain(importer.failures)) from error
+            raise LoweringError(f"TVM could not import the model: {_first_line(error)}.") from error
+    if importer.failures:
+        raise LoweringError(explain(importer.failures))
+    module, params = detach_params(module)
+    function, weights = _drop_unused(module["main"], params.get("main", []))
+    module = tvm.IRModule({**dict(module.functions_items()), module.get_global_var("main"): function})
+    return module, weights, importer.sources
+
+
+class _Importer(ONNXGraphImporter):
+    """Records failures instead of stopping at the first one, and names variables after ONNX nodes.
+
+    `failures`: operator and reason -> names of nodes. `sources`: variable -> node.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        super().__init__({}, {}, keep_params_in_input=True, sanitize=False)
+        self.failures: dict[str, list[str]] = {}
+        self.sources: dict[str, str] = {}
+        self._onnx_nodes = {node.name: node for node in model.graph.all_nodes()}
+
+    def _convert_operator(self, op_name: str, inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+        node = self._onnx_nodes[attrs["tvm_custom"]["name"]]
+        try:
+            result = super()._convert_operator(op_name, inputs, attrs, opset)
+        except Exception as error:
+            self.failures.setdefault(f"{op_name} ({_first_line(error)})", []).append(str(node.name))
+            placeholders = [self._placeholder(value) for value in node.outputs]
+            return placeholders[0] if len(placeholders) == 1 else relax.Tuple(tuple(placeholders))
+        if isinstance(result, relax.Call):
+            result = self.bb.emit(result, name_hint=str(node.name))
+            self.sources[result.name] = str(node.name)
+        return result
+
+    def _placeholder(self, value: ir.Value) -> relax.Var:
+        """What stands for the result of a failed node, so that the nodes after it are tried as well."""
+        dtype = str(value.dtype.numpy()) if value.dtype is not None else "float32"
+        static = value.shape is not None and value.shape.is_static()
+        shape = list(value.shape.numpy()) if static and value.shape is not None else None
+        return self._new_var(str(value.name), shape, dtype)  # pyright: ignore[reportArgumentType]
+
+
+def _drop_unused(
+    function: relax.Function, params: list[tvm.runtime.Tensor]
+) -> tuple[relax.Function, dict[str, np.ndarray[Any, Any]]]:
+    """Weights the importer turned into constants (axes, shapes) are no parameters any more."""
+    used = {var.name for var in relax.analysis.free_vars(function.body)}
+    inputs = list(function.params)[: len(function.params) - len(params)]
+    kept = [(var, param) for var, param in zip(function.params[len(inputs) :], params, strict=True) if var.name in used]
+    trimmed = relax.Function(
+        [*inputs, *(var for var, _ in kept)],
+        function.body,
+        function.ret_ty,
+        is_pure=function.is_pure,
+        attrs=function.attrs,
+    )
+    return trimmed, {var.name: param.numpy() for var, param in kept}
+
+
+def _first_line(error: Exception) -> str:
+    """The reason in TVM's message, without its stack trace and addresses."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[-1] if lines else type(error).__name__
+    return re.sub(r"^.*?(Error|Check failed)[^:]*: ", "", line)[:200].rstrip(".")

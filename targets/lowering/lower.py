@@ -1,0 +1,58 @@
+"""ONNX -> Relax, in five steps: canonicalise, check, name, import, drop what is unused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from graphopt.targets.lowering.canonical import canonicalise
+from graphopt.targets.lowering.names import to_identifiers
+from graphopt.targets.lowering.support import refuse_unsupported
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    import tvm
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A Relax module and what its parameters and results are in terms of the ONNX model.
+
+    `module`: its function ``main`` takes the model's inputs, then the weights, all as tensors, and returns a
+    tensor, or a tuple of tensors where the model has several outputs. Variables carry the names of ONNX values
+    and nodes, turned into C identifiers.
+    `weights`: ONNX initializer name -> array, in the order of the parameters after the inputs.
+    `inputs`, `outputs`: the ONNX names, in the order of parameters and results.
+    `sources`: name of a Relax variable -> name of the ONNX node that computes it.
+    """
+
+    module: tvm.IRModule
+    weights: dict[str, np.ndarray[Any, Any]]
+    inputs: list[str]
+    outputs: list[str]
+    sources: dict[str, str]
+
+
+def lower(model: ir.Model) -> Lowered:
+    """Lower a copy of `model` to Relax. Symbolic dimensions of the inputs stay symbolic.
+
+    Raises:
+        LoweringError: naming every operator (and its nodes) that has no converter, or whose converter is known
+            to give other results than ONNX; or a shape that TVM can't express symbolically.
+    """
+    from graphopt.targets.lowering.importer import import_graph
+
+    model = canonicalise(model.clone())
+    refuse_unsupported(model)
+    inputs = [value.name or "" for value in model.graph.inputs]
+    outputs = [value.name or "" for value in model.graph.outputs]
+    original = to_identifiers(model)
+    module, weights, sources = import_graph(model)
+    return Lowered(
+        module=module,
+        weights={original[name]: array for name, array in weights.items()},
+        inputs=inputs,
+        outputs=outputs,
+        sources=sources,
+    )

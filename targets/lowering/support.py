@@ -1,0 +1,155 @@
+"""What TVM 0.27's ONNX importer can import, and what it would import wrongly.
+
+The importer looks an operator up by its bare name, ignores its domain, and ignores some attributes and outputs.
+Each rule below is a case found by running ONNX's own backend tests through it; a rule gives the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.errors import LoweringError
+
+# Converters named after operators of onnxruntime's domain; the same names in ONNX's own domain mean other operators.
+MICROSOFT = frozenset(
+    {
+        "Attention",
+        "BiasGelu",
+        "EmbedLayerNormalization",
+        "FastGelu",
+        "Gelu",
+        "MatMulInteger16",
+        "SkipLayerNormalization",
+    }
+)
+BOTH_DOMAINS = frozenset({"Gelu"})
+DTYPES = frozenset(
+    {
+        ir.DataType.FLOAT,
+        ir.DataType.DOUBLE,
+        ir.DataType.FLOAT16,
+        ir.DataType.BFLOAT16,
+        ir.DataType.BOOL,
+        *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
+        *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
+    }
+)
+
+
+def has_converter(domain: str, op_type: str) -> bool:
+    """Whether the importer has a converter that means this operator."""
+    from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map  # pyright: ignore[reportPrivateUsage]
+
+    if domain == "com.microsoft":
+        return op_type in MICROSOFT
+    if domain != "" or (op_type in MICROSOFT and op_type not in BOTH_DOMAINS):
+        return False
+    return op_type in {"If", "Constant"} or op_type in _get_convert_map()
+
+
+def refuse_unsupported(model: ir.Model) -> None:
+    """Raise one `LoweringError` that names every operator and node the importer can't be trusted with."""
+    reasons: dict[str, list[str]] = {}
+    for node in model.graph.all_nodes():
+        reason = _refusal(node)
+        if reason:
+            operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            reasons.setdefault(f"{operator} ({reason})", []).append(node.name or "<unnamed>")
+    if reasons:
+        raise LoweringError(explain(reasons))
+
+
+def explain(reasons: dict[str, list[str]]) -> str:
+    """The message for what can't be lowered: `reasons` maps an operator with its reason to its nodes."""
+    listed = "; ".join(f"{what} at {_abridge(nodes)}" for what, nodes in sorted(reasons.items()))
+    return (
+        f"The model can't be lowered through TVM because of {len(reasons)} kind(s) of operator: {listed}. "
+        "Replace them by operators that ONNX defines and TVM converts, for instance with a pass of your own, "
+        "or run the optimised ONNX model in onnxruntime."
+    )
+
+
+def _abridge(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _refusal(node: ir.Node) -> str | None:
+    if not has_converter(node.domain, node.op_type):
+        return "no converter"
+    for value in [*node.inputs, *node.outputs]:
+        if value is not None and value.dtype is not None and value.dtype not in DTYPES:
+            return f"data type {value.dtype}"
+    rule = RULES.get(node.op_type)
+    return rule(node) if rule else None
+
+
+def _attribute(node: ir.Node, name: str, default: object) -> object:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.value
+
+
+def _refuse_outputs(node: ir.Node) -> str | None:
+    """Only the first output is computed."""
+    used = [output.name for output in node.outputs[1:] if output.uses() or output.is_graph_output()]
+    return f"its output {', '.join(map(str, used))} is used" if used else None
+
+
+def _refuse_attribute(name: str, default: object) -> Callable[[ir.Node], str | None]:
+    def rule(node: ir.Node) -> str | None:
+        value = _attribute(node, name, default)
+        return None if value == default else f"{name}={value}"
+
+    return rule
+
+
+def _refuse_mod(node: ir.Node) -> str | None:
+    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+    return "of floats" if dtype is None or dtype.is_floating_point() else None
+
+
+def _refuse_dropout(node: ir.Node) -> str | None:
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    if training is not None and (training.const_value is None or bool(training.const_value.numpy())):
+        return "training mode"
+    return _refuse_outputs(node)
+
+
+def _refuse_batch_norm(node: ir.Node) -> str | None:
+    return _refuse_attribute("training_mode", 0)(node) or _refuse_outputs(node)
+
+
+def _refuse_is_inf(node: ir.Node) -> str | None:
+    return _refuse_attribute("detect_negative", 1)(node) or _refuse_attribute("detect_positive", 1)(node)
+
+
+def _refuse_shift(node: ir.Node) -> str | None:
+    shift, data = node.inputs[1], node.inputs[0]
+    if shift is None or data is None or shift.const_value is None or data.dtype is None:
+        return "by an amount not known at compile time"
+    bits = 8 * data.dtype.itemsize
+    return "by its whole width or more" if np.any(shift.const_value.numpy() >= bits) else None
+
+
+def _refuse_empty(node: ir.Node) -> str | None:
+    data = node.inputs[0]
+    empty = data is not None and data.shape is not None and any(dim == 0 for dim in data.shape)
+    return "of an empty tensor" if empty else None
+
+
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+RULES: dict[str, Callable[[ir.Node], str | None]] = {
+    "BatchNormalization": _refuse_batch_norm,
+    "BitShift": _refuse_shift,
+    "ConvTranspose": _refuse_attribute("output_shape", None),
+    "Dropout": _refuse_dropout,
+    "IsInf": _refuse_is_inf,
+    "LayerNormalization": _refuse_outputs,
+    "Mod": _refuse_mod,
+    "RoiAlign": _refuse_attribute("mode", "avg"),
+    "SpaceToDepth": _refuse_attribute("mode", "DCR"),
+    **{f"Reduce{name}": _refuse_empty for name in _REDUCTIONS},
+}

@@ -129,6 +129,7 @@ class Program:
     `library`: bytes of a shared library exported from a Relax VM executable.
     `inputs`: names of the model's inputs in the order `entry` takes them, the `weights` follow in dict order.
     `outputs`: names of the model's outputs in the order `entry` returns them.
+    `cpu_features`: instruction sets `library` may use, by LLVM's names ("avx2"); a host without one is refused.
     `files`: further members of the artifact by path (cubin, command stream, logs).
     `report`: what the target has to say (JSON-able): nodes offloaded, refused, cycles, what was not run.
     """
@@ -139,6 +140,7 @@ class Program:
     outputs: list[str]
     device: Literal["cpu", "cuda"] = "cpu"
     entry: str = "main"
+    cpu_features: list[str] = dataclasses.field(default_factory=list[str])
     files: dict[str, bytes] = dataclasses.field(default_factory=dict[str, bytes])
     report: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 

@@ -1,1 +1,28 @@
-"""TODO"""
+"""The graph: loading at the door, saving, shapes, small edits, provenance. The IR is `onnx_ir`, used openly.
+
+The names below are what passes and targets use; `views` (networkx) and `cost` are imported by module name.
+"""
+
+from graphopt.graph.check import check
+from graphopt.graph.edit import add_constant, constant_array, fresh_name, remove_unused, used_once
+from graphopt.graph.load import load, normalise
+from graphopt.graph.provenance import derive, sources
+from graphopt.graph.save import save, to_bytes
+from graphopt.graph.shapes import bind_dims, infer_shapes
+
+__all__ = [
+    "add_constant",
+    "bind_dims",
+    "check",
+    "constant_array",
+    "derive",
+    "fresh_name",
+    "infer_shapes",
+    "load",
+    "normalise",
+    "remove_unused",
+    "save",
+    "sources",
+    "to_bytes",
+    "used_once",
+]

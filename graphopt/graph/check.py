@@ -1,0 +1,66 @@
+"""Is this graph valid ONNX? Run at the door and after every pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from graphopt.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_DEPTH = 32
+"""Nesting of subgraphs beyond this is refused: recursion over it would exhaust the stack."""
+
+
+def check(model: ir.Model) -> None:
+    """Raise `ModelError` naming the culprit unless `model` is valid ONNX.
+
+    onnx's full checker (operators, attributes, order, single assignment), and what it does not look at:
+    unique and known opset imports, ownership (every used value is produced in scope), names present.
+    """
+    import onnx
+
+    from graphopt.graph.skeleton import skeleton_proto
+
+    _check_depth(model.graph, 0)
+    _check_ownership(model)
+    try:
+        onnx.checker.check_model(skeleton_proto(model), full_check=False)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise ModelError(f"not a valid ONNX graph: {' '.join(str(error).split())[:600]}") from error
+
+
+def _check_depth(graph: ir.Graph, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ModelError(f"subgraphs are nested more than {MAX_DEPTH} deep, below graph {graph.name!r}.")
+    for node in graph:
+        for sub in _subgraphs(node):
+            _check_depth(sub, depth + 1)
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _check_ownership(model: ir.Model) -> None:
+    graphs = set(map(id, model.graphs()))
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.inputs:
+                producer = value.producer() if value is not None else None
+                if producer is not None and (producer.graph is None or id(producer.graph) not in graphs):
+                    raise ModelError(
+                        f"node {node.name!r} ({node.op_type}) reads {value.name!r}, "  # pyright: ignore[reportOptionalMemberAccess]
+                        f"whose producer {producer.name!r} is in no graph of the model."
+                    )
+            if not node.name:
+                raise ModelError(
+                    f"a {node.op_type} node has no name; its outputs are {[v.name for v in node.outputs]}."
+                )

@@ -1,0 +1,85 @@
+"""Small edits that most passes need, where onnx-ir has no word for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+
+def constant_array(value: ir.Value | None) -> Array | None:
+    """The array behind `value` when it is known at compile time, else None.
+
+    Known are initializers that no caller can override, and outputs of `Constant` nodes. (`const_value` alone
+    does not tell: onnx-ir also propagates through it.)
+    """
+    if value is None or value.is_graph_input():
+        return None
+    if value.is_initializer():
+        return None if value.const_value is None else value.const_value.numpy()
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def fresh_name(graph: ir.Graph, hint: str) -> str:
+    """A value and node name that nothing in `graph` or its subgraphs has: `hint`, else `hint_1`, `hint_2`...
+
+    The set of taken names is kept on the graph (`graph.meta`), so that many calls cost one scan.
+    """
+    taken: set[str] | None = graph.meta.get("graphopt.names")
+    if taken is None:
+        taken = _names(graph)
+        graph.meta["graphopt.names"] = taken
+    name, count = hint, 0
+    while name in taken:
+        count += 1
+        name = f"{hint}_{count}"
+    taken.add(name)
+    return name
+
+
+def forget_names(model: ir.Model) -> None:
+    """Drop the names that `fresh_name` remembered: nodes may have come and gone without it."""
+    for graph in model.graphs():
+        graph.meta.pop("graphopt.names", None)
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    names: set[str] = set()
+    top = graph
+    for node in top.all_nodes():
+        names.add(node.name or "")
+        names.update(v.name or "" for v in node.outputs)
+    for g in [top, *top.subgraphs()]:
+        names.update(v.name or "" for v in g.inputs)
+        names.update(g.initializers)
+    return names
+
+
+def add_constant(graph: ir.Graph, hint: str, array: Array) -> ir.Value:
+    """A new initializer of `graph` holding `array`, under a fresh name made from `hint`."""
+    name = fresh_name(graph, hint)
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.val(name, dtype=tensor.dtype, shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def used_once(value: ir.Value) -> bool:
+    """True when exactly one node input reads `value` (subgraphs included) and the graph does not return it."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def remove_unused(model: ir.Model) -> int:
+    """Remove nodes whose results nobody reads, and unread initializers; returns how many nodes went."""
+    before = sum(1 for _ in model.graph.all_nodes())
+    common.RemoveUnusedNodesPass()(model)
+    return before - sum(1 for _ in model.graph.all_nodes())

@@ -1,0 +1,131 @@
+"""The door: every model enters through here, checked and in one normal form.
+
+Normal form: valid ONNX; every node named, names unique; initializers are constants, not overridable inputs;
+opset at least `MIN_OPSET`; shapes inferred; nodes in topological order; every node its own provenance.
+External data stays lazy and may only lie in the model's own folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from graphopt.errors import ModelError
+from graphopt.graph.check import check
+from graphopt.graph.provenance import mark_sources
+from graphopt.graph.shapes import infer_shapes
+
+if TYPE_CHECKING:
+    import onnx
+
+MIN_OPSET = 13
+"""Per-channel DequantizeLinear, and inputs instead of attributes for Squeeze and ReduceSum, begin here."""
+MIN_IR_VERSION = 8
+
+
+def load(path: str | Path) -> ir.Model:
+    """Read an ONNX file and bring it into normal form.
+
+    Raises:
+        ModelError: no such file, not ONNX, truncated, invalid, or external data outside the model's folder.
+    """
+    path = Path(path)
+    model = normalise(_read(path))
+    _check_external(model, path)
+    return model
+
+
+def normalise(model: ir.Model) -> ir.Model:
+    """Bring `model` into normal form; works on it in place where it can, and returns it.
+
+    Raises:
+        ModelError: the graph is invalid, cyclic, or its shapes contradict each other.
+    """
+    _initializers_to_constants(model)
+    _sort(model)
+    common.NameFixPass()(model)
+    check(model)
+    mark_sources(model)
+    infer_shapes(model)
+    return model
+
+
+def _read(path: Path) -> ir.Model:
+    if not path.exists():
+        raise ModelError(f"there is no file {path}.")
+    if not path.is_file():
+        raise ModelError(f"{path} is not a file.")
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not an ONNX model, or it is cut short: {error}.") from error
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror or error}.") from error
+    if not proto.HasField("graph") or not proto.opset_import or proto.ir_version == 0:
+        raise ModelError(f"{path} is not an ONNX model: it has no graph, opset or IR version.")
+    domains = [o.domain or "ai.onnx" for o in proto.opset_import]
+    if len(domains) != len(set(domains)):
+        raise ModelError(f"{path} imports an opset twice: {', '.join(domains)}.")
+    proto = _raise_opset(proto)
+    try:
+        model = ir.from_proto(proto)
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise ModelError(f"{path} is not a valid ONNX graph: {' '.join(str(error).split())[:400]}") from error
+    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
+    return model
+
+
+def _raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert an ai.onnx opset below `MIN_OPSET` up to it; models of other domains alone are left as they are."""
+    import onnx
+
+    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), MIN_OPSET)
+    if version >= MIN_OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, MIN_OPSET)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"the model is of opset {version} and can't be raised to {MIN_OPSET}, which graphopt needs: "
+            f"{' '.join(str(error).split())[:300]} Export it again with opset {MIN_OPSET} or newer."
+        ) from error
+
+
+def _initializers_to_constants(model: ir.Model) -> None:
+    for graph in model.graphs():
+        if any(v.is_initializer() for v in graph.inputs):
+            graph.inputs[:] = [v for v in graph.inputs if not v.is_initializer()]
+    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
+
+
+def _sort(model: ir.Model) -> None:
+    try:
+        model.graph.sort()
+    except ValueError as error:
+        raise ModelError(
+            f"the graph has a cycle: its nodes can't be put in an order in which each comes after its inputs ({error})."
+        ) from error
+
+
+def _check_external(model: ir.Model, path: Path) -> None:
+    folder = path.resolve().parent
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            data = (folder / tensor.location).resolve()
+            if folder not in data.parents:
+                raise ModelError(
+                    f"the weights of {name!r} lie outside the model's folder, at {tensor.location!r}: refused."
+                )
+            if not data.is_file():
+                raise ModelError(f"the weights of {name!r} are missing: {path} needs {tensor.location!r} beside it.")
+            if (tensor.offset or 0) + (tensor.length or 0) > data.stat().st_size:
+                raise ModelError(f"the weights of {name!r} are cut short: {tensor.location!r} ends before them.")

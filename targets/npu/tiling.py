@@ -1,0 +1,149 @@
+"""How a layer is cut into tiles that fit scratchpad and accumulators, chosen by an estimate of cycles."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from functools import lru_cache
+
+from graphopt.errors import LoweringError
+from graphopt.targets.npu import cycles
+from graphopt.targets.npu.isa import PARAMETER_BYTES, Exec
+from graphopt.targets.npu.layer import Geometry
+from graphopt.targets.npu.machine import Machine, Systolic
+
+ALIGN = 16
+SLOTS = 2  # every buffer exists twice: one is filled while the other is used
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Largest extent of a tile along each axis. `weights_outer`: weights stay while inputs pass, else vice versa."""
+
+    groups: int
+    oc: int
+    cin: int
+    oh: int
+    ow: int
+    weights_outer: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffers:
+    """Bytes of one slot of each buffer."""
+
+    input: int
+    weights: int
+    parameters: int
+    output: int
+    acc: int
+
+    @property
+    def scratchpad(self) -> int:
+        """Bytes of scratchpad that all slots take."""
+        return SLOTS * (self.input + self.weights + self.parameters + self.output)
+
+
+def buffers(geometry: Geometry, tiling: Tiling) -> Buffers:
+    """What a full tile needs."""
+    channels, positions = tiling.groups * tiling.oc, tiling.oh * tiling.ow
+    window = window_extent(geometry, tiling.oh, tiling.ow)
+    return Buffers(
+        input=_align(tiling.groups * tiling.cin * window[0] * window[1]),
+        weights=_align(channels * tiling.cin * geometry.kh * geometry.kw),
+        parameters=_align(channels * PARAMETER_BYTES),
+        output=_align(channels * positions),
+        acc=_align(4 * channels * positions),
+    )
+
+
+def window_extent(geometry: Geometry, oh: int, ow: int) -> tuple[int, int]:
+    """Input rows and columns that `oh` x `ow` outputs span, padding included."""
+    rows = (oh - 1) * geometry.stride[0] + (geometry.kh - 1) * geometry.dilation[0] + 1
+    columns = (ow - 1) * geometry.stride[1] + (geometry.kw - 1) * geometry.dilation[1] + 1
+    return rows, columns
+
+
+@lru_cache(maxsize=4096)
+def choose(geometry: Geometry, machine: Machine) -> Tiling:
+    """The tiling with the fewest estimated cycles.
+
+    Raises:
+        LoweringError: not even the smallest tile fits the machine.
+    """
+    fitting = [tiling for tiling in _candidates(geometry, machine) if _fits(geometry, tiling, machine)]
+    whole = [tiling for tiling in fitting if tiling.cin == geometry.cin]  # sums in parts only where they must be
+    best = min(whole or fitting, key=lambda tiling: _estimate(geometry, tiling, machine), default=None)
+    if best is None:
+        raise LoweringError(f"no tile of this layer fits the scratchpad or the accumulators of {machine.name!r}.")
+    return best
+
+
+def _fits(geometry: Geometry, tiling: Tiling, machine: Machine) -> bool:
+    need = buffers(geometry, tiling)
+    return need.scratchpad <= machine.scratchpad_bytes and SLOTS * need.acc <= machine.accumulator_bytes
+
+
+def _candidates(geometry: Geometry, machine: Machine) -> Iterable[Tiling]:
+    if isinstance(machine.array, Systolic):
+        oc_step, cin_step, row_step = machine.array.columns, machine.array.rows, 1
+    else:
+        oc_step, cin_step, row_step = machine.array.channels, machine.array.depth, 2
+    heights = _sizes(geometry.oh, row_step)
+    widths = _sizes(geometry.ow, row_step)
+    blocks = [(groups, geometry.oc, geometry.cin) for groups in _sizes(geometry.groups, 1) if groups > 1]
+    blocks += [(1, oc, cin) for oc in _sizes(geometry.oc, oc_step) for cin in _sizes(geometry.cin, cin_step)]
+    for (groups, oc, cin), oh, ow in itertools.product(blocks, heights, widths):
+        if ow < geometry.ow and oh > row_step:
+            continue  # rows are cut only when a single one is too long
+        yield Tiling(groups, oc, cin, oh, ow, weights_outer=True)
+        yield Tiling(groups, oc, cin, oh, ow, weights_outer=False)
+
+
+def _sizes(whole: int, step: int) -> list[int]:
+    """The whole, and about its half, third, quarter, sixth... rounded up to `step`."""
+    parts = (
+        -(-whole // n)
+        for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 4096, 1 << 14, whole)
+    )
+    return sorted({min(whole, -(-part // step) * step) for part in parts}, reverse=True)
+
+
+def _estimate(geometry: Geometry, tiling: Tiling, machine: Machine) -> float:
+    """Cycles of the busiest unit, plus filling and draining the pipeline once."""
+    g = geometry
+    spatial = g.batch * -(-g.oh // tiling.oh) * -(-g.ow // tiling.ow)
+    outer, inner = -(-g.oc // tiling.oc), -(-g.cin // tiling.cin)
+    blocks = -(-g.groups // tiling.groups)
+    need = buffers(g, tiling)
+    # How often the same tile is loaded anew: not at all where all that come between fit its two slots.
+    weights_again = 1 if (tiling.weights_outer and inner <= SLOTS) or outer * inner <= SLOTS else spatial
+    inputs_again = 1 if (not tiling.weights_outer and inner <= SLOTS) or spatial * inner <= SLOTS else outer
+    weights = (g.weight_bytes + PARAMETER_BYTES * g.groups * g.oc) * weights_again
+    inputs = blocks * spatial * inner * need.input * inputs_again
+    ports: dict[str, float] = {}
+    constants, activations = machine.memory("constants"), machine.memory("activations")
+    for memory, size in ((constants, weights), (activations, inputs + g.output_bytes)):
+        ports[memory.name] = ports.get(memory.name, 0.0) + size / memory.bytes_per_cycle
+    tiles = blocks * spatial * outer
+    window = full_window(g, tiling)
+    array = tiles * inner * cycles.exec_cycles(machine, window)
+    vector = tiles * cycles.vector_cycles(machine, tiling.groups * tiling.oc, tiling.oh * tiling.ow)
+    first = need.weights / constants.bytes_per_cycle + need.input / activations.bytes_per_cycle
+    last = vector / tiles + need.output / activations.bytes_per_cycle
+    return max(array, vector, *ports.values()) + first + last + cycles.exec_cycles(machine, window)
+
+
+def full_window(geometry: Geometry, tiling: Tiling) -> Exec:
+    """The `exec` of a full tile, addresses left out."""
+    return Exec(
+        flags=0, input_zero=0, weight_zero=0, input=0, weights=0, acc=0,
+        groups=tiling.groups, cin=tiling.cin, oc=tiling.oc, oh=tiling.oh, ow=tiling.ow,
+        kh=geometry.kh, kw=geometry.kw,
+        channel_stride=0, row_stride=0, column_stride=0, kernel_row_stride=0, kernel_column_stride=0,
+    )  # fmt: skip
+
+
+def _align(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN

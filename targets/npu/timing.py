@@ -1,0 +1,111 @@
+"""When each instruction of a stream starts and ends: decoupled engines with interlocks.
+
+Engines (one load queue per memory, array, vector unit, store queue) work through their instructions in order and
+beside each other. An instruction starts when its engine is free and every earlier instruction that touches an
+overlapping range of scratchpad or accumulators, one of the two writing, has ended. A memory has one port that
+transfers share; its latency delays a transfer's end but not the next one's start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from graphopt.targets.npu import cycles
+from graphopt.targets.npu.isa import CONSTANTS, Exec, Fill, Instruction, Load, Store, Touch, Vector, touches
+from graphopt.targets.npu.machine import Machine, Memory
+from graphopt.targets.npu.stream import Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Cycles and traffic of one stream.
+
+    `busy`: cycles each engine works ("load <memory>", "exec", "vector", "store") and each port ("port <memory>").
+    `read`: bytes read per space ("constants", "activations"); `written`: bytes written.
+    """
+
+    cycles: int
+    macs: int
+    busy: dict[str, int]
+    read: dict[str, int]
+    written: int
+
+    @property
+    def bound(self) -> str:
+        """What was busy longest."""
+        return max(self.busy, key=lambda engine: self.busy[engine], default="none")
+
+
+def time_stream(stream: Stream, machine: Machine) -> Timing:
+    """Simulate the events of `stream` on `machine`."""
+    clock = _Clock()
+    read = {"constants": 0, "activations": 0}
+    written = macs = 0
+    for instruction in stream.instructions:
+        engine, memory, duration = _work(instruction, machine)
+        clock.issue(instruction, engine, memory, duration)
+        if isinstance(instruction, Load):
+            space = "constants" if instruction.space == CONSTANTS else "activations"
+            read[space] += instruction.planes * instruction.rows * instruction.size
+        elif isinstance(instruction, Store):
+            written += instruction.planes * instruction.rows * instruction.size
+        elif isinstance(instruction, Exec):
+            macs += cycles.macs(instruction)
+    return Timing(clock.end, macs, clock.busy, read, written)
+
+
+def _work(instruction: Instruction, machine: Machine) -> tuple[str, Memory | None, int]:
+    """Engine, memory whose port is used, and cycles."""
+    if isinstance(instruction, Load):
+        memory = machine.memory("constants" if instruction.space == CONSTANTS else "activations")
+        return f"load {memory.name}", memory, cycles.transfer_cycles(memory, instruction)
+    if isinstance(instruction, Store):
+        memory = machine.memory("activations")
+        return "store", memory, cycles.transfer_cycles(memory, instruction)
+    if isinstance(instruction, Fill):
+        size = instruction.planes * instruction.rows * instruction.size
+        return f"load {machine.memory('activations').name}", None, cycles.fill_cycles(machine, size)
+    if isinstance(instruction, Exec):
+        return "exec", None, cycles.exec_cycles(machine, instruction)
+    if isinstance(instruction, Vector):
+        return "vector", None, cycles.vector_cycles(machine, instruction.channels, instruction.positions)
+    return "end", None, 0
+
+
+class _Clock:
+    """The time of every engine and port, and until when each range of bytes is in use."""
+
+    def __init__(self) -> None:
+        self.end = 0
+        self.busy: dict[str, int] = {}
+        self._free: dict[str, int] = {}
+        self._touched: dict[Touch, int] = {}
+
+    def issue(self, instruction: Instruction, engine: str, memory: Memory | None, duration: int) -> None:
+        """Start `instruction` as early as engine, hazards and port allow."""
+        touched = [touch for touch in touches(instruction) if not touch.memory.startswith("space")]
+        hazards = (until for old, until in self._touched.items() if _conflict(old, touched))
+        start = max([self._free.get(engine, 0), *hazards])
+        latency = 0
+        if memory is not None:
+            port = f"port {memory.name}"
+            start = max(start, self._free.get(port, 0))
+            self._occupy(port, start, duration)
+            latency = memory.latency_cycles
+        self._occupy(engine, start, duration)
+        finish = start + duration + latency
+        self.end = max(self.end, finish)
+        for touch in touched:
+            self._touched[touch] = max(finish, self._touched.get(touch, 0))
+
+    def _occupy(self, unit: str, start: int, duration: int) -> None:
+        self._free[unit] = start + duration
+        if duration:
+            self.busy[unit] = self.busy.get(unit, 0) + duration
+
+
+def _conflict(old: Touch, touched: list[Touch]) -> bool:
+    return any(
+        old.memory == new.memory and (old.write or new.write) and old.start < new.end and new.start < old.end
+        for new in touched
+    )

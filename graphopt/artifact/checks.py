@@ -1,0 +1,55 @@
+"""Whether a call's inputs are those the artifact was compiled for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.artifact.manifest import TensorSpec, dtype_of
+from graphopt.errors import DataError
+
+Array = np.ndarray[Any, Any]
+
+
+def fit(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> list[Array]:
+    """The feeds as arrays in the order of `inputs`, each of the right dtype, rank and dimensions.
+
+    A symbolic dimension takes the size it meets first and must have it wherever it stands. Nothing is converted:
+    a float64 array for a float32 input is the caller's mistake to mend.
+
+    Raises:
+        DataError: names the input, what was expected and what came.
+    """
+    names = [spec.name for spec in inputs]
+    unknown, missing = [n for n in feeds if n not in names], [n for n in names if n not in feeds]
+    if unknown or missing:
+        wrong = [f"missing {', '.join(map(repr, missing))}"] * bool(missing)
+        wrong += [f"unknown {', '.join(map(repr, unknown))}"] * bool(unknown)
+        expected = ", ".join(f"{spec.name!r} ({spec})" for spec in inputs) or "none"
+        raise DataError(f"the inputs' names are not the model's ({'; '.join(wrong)}): its inputs are {expected}.")
+    sizes: dict[str, tuple[int, str]] = {}
+    return [_fit(spec, feeds[spec.name], sizes) for spec in inputs]
+
+
+def _fit(spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]) -> Array:
+    try:
+        array = np.asarray(given)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"input {spec.name!r} expects {spec} and got no array: {error}") from error
+    came = f"input {spec.name!r} expects {spec} and got {array.dtype}{list(array.shape)}"
+    if array.dtype != dtype_of(spec.dtype):
+        raise DataError(f"{came}: convert it with .astype({spec.dtype!r}) if that is what is meant.")
+    if spec.shape is None:
+        return array
+    if array.ndim != len(spec.shape):
+        raise DataError(f"{came}: it must have {len(spec.shape)} dimensions, not {array.ndim}.")
+    for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if isinstance(dim, int) and size != dim:
+            raise DataError(f"{came}: dimension {axis} must be {dim}, not {size}.")
+        if isinstance(dim, str):
+            known, where = sizes.setdefault(dim, (size, f"dimension {axis} of {spec.name!r}"))
+            if size != known:
+                raise DataError(f"{came}: dimension {axis} is {size} where {dim} is already {known} ({where}).")
+    return array

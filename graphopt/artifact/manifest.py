@@ -1,0 +1,129 @@
+"""What `manifest.json` says: everything needed to decide whether the artifact can run here, and how to call it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated, Literal
+
+import ml_dtypes
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from graphopt.errors import ArtifactError
+
+FORMAT = 1
+"""The version of the `.gopt` format that this graphopt writes, and the only one it reads."""
+
+_DTYPES = {
+    **{np.dtype(t).name: np.dtype(t) for t in np.typecodes["AllInteger"] + "?efd"},
+    **{t.__name__: np.dtype(t) for t in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)},
+}
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The numpy dtype (ml_dtypes' included) called `name`; ValueError when tensors can't have it."""
+    if name not in _DTYPES:
+        raise ValueError(f"{name} is not a tensor's dtype; known are {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _known_dtype(name: str) -> str:
+    return dtype_of(name).name
+
+
+DType = Annotated[str, AfterValidator(_known_dtype)]
+Dim = NonNegativeInt | str | None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TensorSpec(_Strict):
+    """An input or output: a dimension is a number, a symbol (equal wherever it stands), or None when unknown.
+
+    `shape` None means that even the rank is unknown.
+    """
+
+    name: str
+    dtype: DType
+    shape: list[Dim] | None
+
+    def __str__(self) -> str:
+        dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.dtype}[{dims}]"
+
+
+class WeightSpec(_Strict):
+    """Where a weight lies in ``weights.bin``."""
+
+    dtype: DType
+    shape: list[NonNegativeInt]
+    offset: NonNegativeInt
+
+
+class MemberSpec(_Strict):
+    """What a member of the artifact must be."""
+
+    sha256: str
+    nbytes: NonNegativeInt
+
+
+class Versions(_Strict):
+    """Of what wrote the artifact. TVM's must be the installed one: its bytecode changes between releases."""
+
+    graphopt: str
+    tvm: str
+    tvm_ffi: str
+
+
+class Manifest(_Strict):
+    """The manifest. `weights` follow the inputs in the call of `entry`, in this order."""
+
+    format: Literal[1]
+    versions: Versions
+    target: str
+    device: Literal["cpu", "cuda"]
+    system: str
+    machine: str
+    cpu_features: list[str]
+    entry: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    weights: dict[str, WeightSpec]
+    members: dict[str, MemberSpec]
+
+
+class _Format(BaseModel):
+    format: int
+
+
+def installed() -> Versions:
+    """The versions of this process."""
+    version = importlib.metadata.version
+    return Versions(graphopt=version("graphopt"), tvm=version("apache-tvm"), tvm_ffi=version("apache-tvm-ffi"))
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """The manifest's bytes, the same for equal manifests."""
+    return manifest.model_dump_json(indent=1).encode()
+
+
+def from_json(data: bytes, artifact: str) -> Manifest:
+    """Read and check a manifest; `artifact` is the file's name for messages.
+
+    Raises:
+        ArtifactError: another format version, or not a manifest.
+    """
+    try:
+        version = _Format.model_validate_json(data).format
+        if version != FORMAT:
+            raise ArtifactError(
+                f"{artifact} is of format {version}, and this graphopt reads format {FORMAT}: compile the model again, "
+                f"or install the graphopt that wrote it."
+            )
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{artifact} has a manifest that can't be used: {where}: {first['msg']}.") from error

@@ -1,0 +1,213 @@
+"""TVM's runtime without its compiler: a library and its weights become something to call.
+
+Only `tvm_ffi` and ``libtvm_runtime`` are loaded (about 0.2 s and 50 MB less than ``import tvm``); the same
+process may import tvm before or after.
+
+Threads: TVM keeps one worker pool per calling thread. graphopt sizes it for every core the process may use, or
+for ``TVM_NUM_THREADS`` where that is set, leaves the threads unpinned unless ``TVM_BIND_THREADS=1``, and tells the
+pool before each call how many workers that call may use.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tvm_ffi
+from tvm_ffi.libinfo import load_lib_ctypes
+
+from graphopt.artifact.container import ALIGNMENT
+from graphopt.errors import ArtifactError, DataError, UsageError
+
+Array = np.ndarray[Any, Any]
+
+_CPU, _CUDA, _POOLED = 1, 2, 2
+_BIG_CORES = 1
+_THREADS = threading.local()
+_NOT_IN_DLPACK = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+
+
+def available_threads() -> int:
+    """How many threads a call can use at most: ``TVM_NUM_THREADS``, or the cores this process may run on."""
+    named = os.environ.get("TVM_NUM_THREADS", "")
+    if named.isdigit() and int(named) > 0:
+        return int(named)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def start() -> None:
+    """Load TVM's runtime into the process."""
+    os.environ["TVM_NUM_THREADS"] = str(available_threads())
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    _load("tvm_runtime", "RTLD_GLOBAL")
+    _load("tvm_runtime_extra", "RTLD_LOCAL")  # sort, top-k, random
+
+
+def _load(name: str, mode: str) -> None:
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ArtifactError("apache-tvm is not installed, and its runtime executes artifacts: pip install apache-tvm.")
+    load_lib_ctypes("tvm", name, mode, extra_lib_paths=[Path(spec.submodule_search_locations[0]) / "lib"])
+
+
+@functools.cache
+def start_cuda() -> None:
+    """Load TVM's CUDA runtime and see that there is a device.
+
+    Raises:
+        ArtifactError: no driver, or no device.
+    """
+    start()
+    try:
+        _load("tvm_runtime_cuda", "RTLD_GLOBAL")
+    except (OSError, RuntimeError) as error:
+        raise ArtifactError(
+            "this artifact runs on an NVIDIA GPU, and this machine has no CUDA driver (libcuda.so.1): "
+            "run it where there is one, or compile the model with --target llvm."
+        ) from error
+    exists = tvm_ffi.get_global_func("runtime.GetDeviceAttr")(_CUDA, 0, 0)
+    if not exists:
+        raise ArtifactError("this artifact runs on an NVIDIA GPU, and the CUDA driver finds none on this machine.")
+
+
+def check_threads(threads: int | None) -> int:
+    """The number of threads to use; all there are for None.
+
+    Raises:
+        UsageError: not between 1 and `available_threads()`.
+    """
+    most = available_threads()
+    if threads is None:
+        return most
+    if not 1 <= threads <= most:
+        raise UsageError(
+            f"{threads} threads asked for, and between 1 and {most} can be had here "
+            "(the cores of this process, or TVM_NUM_THREADS)."
+        )
+    return threads
+
+
+class Session:
+    """A loaded library with its weights in place. Not for concurrent calls: the caller holds a lock."""
+
+    def __init__(self, library: memoryview, device: Literal["cpu", "cuda"], entry: str, threads: int | None) -> None:
+        """Load `library` (bytes of a shared library with a Relax VM executable).
+
+        Raises:
+            ArtifactError: it can't be loaded, has no such entry, or the device is missing.
+            UsageError: `threads` can't be had.
+        """
+        start()
+        if device == "cuda":
+            start_cuda()
+        self.threads = check_threads(threads)
+        self._device = tvm_ffi.device(device, 0)
+        self._weights: list[Any] = []
+        try:
+            machine = _load_library(library)["vm_load_executable"]()
+            kinds = [_CUDA, _CPU] if device == "cuda" else [_CPU]
+            machine["vm_initialization"](*(setting for kind in kinds for setting in (kind, 0, _POOLED)))
+            self._entry: Callable[..., Any] = machine[entry]
+        except (RuntimeError, OSError, AttributeError) as error:
+            raise ArtifactError(f"TVM can't load the compiled library: {_paragraph(error)}.") from error
+        self._machine = machine
+
+    def set_weights(self, weights: Sequence[Array]) -> None:
+        """Give the tensors that follow the inputs in every call; on the CPU they are used where they lie."""
+        self._weights = [self._place(array) for array in weights]
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run once; every result is a fresh array.
+
+        Raises:
+            DataError: the program refused the inputs' shapes.
+        """
+        if getattr(_THREADS, "number", None) != self.threads:
+            tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, self.threads)
+            _THREADS.number = self.threads
+        tensors = [self._place(array) for array in inputs]
+        try:
+            result = self._entry(*tensors, *self._weights)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise DataError(f"the compiled program refused its inputs: {_paragraph(error)}.") from error
+        return [_array(item) for item in _leaves(result)]
+
+    def _place(self, array: Array) -> Any:
+        tensor = to_tensor(array)
+        return tensor if self._device.dlpack_device_type() == _CPU else _copy(tensor, self._device)
+
+
+def _load_library(library: memoryview) -> Any:
+    suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        path = Path(folder) / f"library{suffix}"
+        path.write_bytes(library)
+        return tvm_ffi.load_module(path)  # stays mapped after the file is gone
+
+
+def to_tensor(array: Array) -> Any:
+    """The array as a TVM tensor on the CPU: shared where it is contiguous and aligned, else copied."""
+    if array.size == 0:
+        return _allocate(array.shape, array.dtype.name, tvm_ffi.device("cpu", 0))
+    if not (array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT == 0):
+        array = _aligned(array)
+    carrier = _NOT_IN_DLPACK.get(array.dtype.name)
+    if carrier is None:
+        return tvm_ffi.from_dlpack(array)
+    return _view(tvm_ffi.from_dlpack(array.view(carrier)), array.dtype.name)
+
+
+def _aligned(array: Array) -> Array:
+    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _view(tensor: Any, dtype: str) -> Any:
+    return tvm_ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, tensor.shape, tvm_ffi.dtype(dtype), 0)
+
+
+def _allocate(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
+    allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+    return allocate(tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), device, None)
+
+
+def _copy(tensor: Any, device: Any) -> Any:
+    copy = _allocate(tensor.shape, tensor.dtype, device)
+    tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")(tensor, copy)
+    return copy
+
+
+def _leaves(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, tvm_ffi.Array) else [result]
+
+
+def _array(item: Any) -> Array:
+    """A result as an array of its own; what Relax gives as a shape or a number is int64."""
+    if isinstance(item, tvm_ffi.Shape):
+        return np.array(list(item), np.int64)
+    if not isinstance(item, tvm_ffi.Tensor):
+        return np.asarray(item)
+    if item.device.dlpack_device_type() != _CPU:
+        item = _copy(item, tvm_ffi.device("cpu", 0))
+    dtype = str(item.dtype)
+    if dtype not in _NOT_IN_DLPACK:
+        return np.array(np.from_dlpack(item))
+    import ml_dtypes
+
+    return np.array(np.from_dlpack(_view(item, _NOT_IN_DLPACK[dtype]))).view(getattr(ml_dtypes, dtype))
+
+
+def _paragraph(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400].rstrip(".")

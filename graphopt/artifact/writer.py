@@ -1,0 +1,117 @@
+"""From a target's program to a `.gopt` file, or to something to call at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pydantic_core import to_jsonable_python
+
+from graphopt.artifact import manifest
+from graphopt.artifact.container import Digest, content, pack
+from graphopt.artifact.executable import FILES, LIBRARY, REPORT, Executable
+from graphopt.artifact.host import instruction_sets, machine_of
+from graphopt.artifact.manifest import Manifest, MemberSpec, TensorSpec, WeightSpec
+from graphopt.artifact.store import GRAPH_WEIGHTS, WEIGHTS, Store, raw
+from graphopt.atomic import atomic_write
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.base import Program
+
+
+def write(
+    path: str | Path, program: Program, *, target: str, before: ir.Model, after: ir.Model, report: Mapping[str, Any]
+) -> Path:
+    """Write the artifact to `path`, whole or not at all; returns the path.
+
+    `target` is the target's spec text, `before` and `after` the graphs around the passes (the signature is
+    `after`'s), `report` what the passes said; the target's own report is added to it as ``"target"``.
+
+    Raises:
+        UsageError: `path` can't be written.
+        LoweringError: an input or output is of a type that an artifact can't carry.
+    """
+    with atomic_write(path) as scratch, open(scratch, "w+b") as file:
+        _write(file, program, target, before, after, report)
+    return Path(path)
+
+
+def assemble(
+    program: Program,
+    *,
+    target: str,
+    before: ir.Model,
+    after: ir.Model,
+    report: Mapping[str, Any],
+    threads: int | None = None,
+) -> Executable:
+    """The same artifact, in an unnamed temporary file, loaded: its `save` gives what `write` would have written."""
+    with tempfile.TemporaryFile(prefix="graphopt-") as file:
+        _write(file, program, target, before, after, report)
+        return Executable(file, f"<{after.graph.name or 'model'}>", threads)
+
+
+def _write(
+    file: BinaryIO, program: Program, target: str, before: ir.Model, after: ir.Model, report: Mapping[str, Any]
+) -> None:
+    from graphopt.artifact import graphs
+
+    stores = {WEIGHTS: Store(), GRAPH_WEIGHTS: Store()}
+    weights = {
+        name: WeightSpec(
+            dtype=array.dtype.name, shape=list(array.shape), offset=stores[WEIGHTS].add(partial(raw, array))
+        )
+        for name, array in program.weights.items()
+    }
+    members = {
+        LIBRARY: content(program.library),
+        REPORT: content(_report(report, program)),
+        "after.onnx": content(graphs.to_bytes(after, stores)),
+        "before.onnx": content(graphs.to_bytes(before, stores)),
+        **{name: store.content() for name, store in stores.items()},
+        **{FILES + name: content(data) for name, data in program.files.items()},
+    }
+    described = Manifest(
+        format=manifest.FORMAT,
+        versions=manifest.installed(),
+        target=target,
+        device=program.device,
+        system=sys.platform,
+        machine=machine_of(program.library),
+        cpu_features=instruction_sets(program.cpu_features),
+        entry=program.entry,
+        inputs=_ordered(graphs.specs(list(after.graph.inputs)), program.inputs),
+        outputs=_ordered(graphs.specs(list(after.graph.outputs)), program.outputs),
+        weights=weights,
+        members={},
+    )
+
+    def with_digests(digests: Mapping[str, Digest]) -> bytes:
+        listed = {name: MemberSpec(sha256=d.sha256, nbytes=d.nbytes) for name, d in digests.items()}
+        return manifest.to_json(described.model_copy(update={"members": listed}))
+
+    pack(file, members, with_digests)
+
+
+def _ordered(specs: list[TensorSpec], names: list[str]) -> list[TensorSpec]:
+    """`specs` in the order the program's entry takes or returns them."""
+    by_name = {spec.name: spec for spec in specs}
+    if set(by_name) != set(names):
+        raise ValueError(f"the target compiled {sorted(names)} where the graph has {sorted(by_name)}")
+    return [by_name[name] for name in names]
+
+
+def _report(report: Mapping[str, Any], program: Program) -> bytes:
+    plain = to_jsonable_python({**report, "target": program.report}, fallback=_plain)
+    return json.dumps(plain, indent=1).encode()
+
+
+def _plain(item: Any) -> Any:
+    return item.tolist() if hasattr(item, "tolist") else str(item)  # numpy's scalars and arrays

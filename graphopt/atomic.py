@@ -1,0 +1,52 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Generator
+from pathlib import Path
+
+from graphopt.errors import UsageError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Generator[Path, None, None]:
+    """Yield a scratch path beside `path`; the file written there takes `path`'s place when the block ends.
+
+    It is flushed to the disk and renamed over `path`, which keeps its old content until then. When the block
+    raises (Ctrl-C included) the scratch file is removed and `path` is as it was. The scratch path has the same
+    suffix as `path`.
+
+    Raises:
+        UsageError: `path` is a folder or a device, its folder does not exist, or the disk refuses.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UsageError(f"can't write {path}: it exists and is not a regular file. Name another output file.")
+    if not target.parent.is_dir():
+        raise UsageError(f"can't write {path}: there is no folder {target.parent}. Create it, or name another one.")
+    scratch = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(6)}{target.suffix}")
+    try:
+        yield scratch
+        _sync(scratch)
+        os.replace(scratch, target)
+        _sync(target.parent)
+    except OSError as error:
+        if error.filename not in (None, str(scratch), str(target.parent)):
+            raise  # some other file of the caller's
+        raise UsageError(f"can't write {path}: {error.strerror or error}.") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system put `path` (a file, or a folder's entries) on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows can't open a folder
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

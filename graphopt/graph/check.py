@@ -27,8 +27,12 @@ def check(model: ir.Model) -> None:
 
     _check_depth(model.graph, 0)
     _check_ownership(model)
+    proto = skeleton_proto(model)
+    for output in proto.graph.output:  # the checker wants a shape there; an unknown rank is no fault
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(skeleton_proto(model), full_check=False)
+        onnx.checker.check_model(proto, full_check=False)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"not a valid ONNX graph: {' '.join(str(error).split())[:600]}") from error
 
@@ -53,14 +57,15 @@ def _check_ownership(model: ir.Model) -> None:
     graphs = set(map(id, model.graphs()))
     for graph in model.graphs():
         for node in graph:
-            for value in node.inputs:
-                producer = value.producer() if value is not None else None
-                if producer is not None and (producer.graph is None or id(producer.graph) not in graphs):
-                    raise ModelError(
-                        f"node {node.name!r} ({node.op_type}) reads {value.name!r}, "  # pyright: ignore[reportOptionalMemberAccess]
-                        f"whose producer {producer.name!r} is in no graph of the model."
-                    )
             if not node.name:
                 raise ModelError(
                     f"a {node.op_type} node has no name; its outputs are {[v.name for v in node.outputs]}."
                 )
+            for value in node.inputs:
+                if value is not None and (value.graph is None or id(value.graph) not in graphs):
+                    raise ModelError(
+                        f"node {node.name!r} ({node.op_type}) reads {value.name!r}, which nothing in the graph yields."
+                    )
+    for value in model.graph.outputs:
+        if value.graph is not model.graph:
+            raise ModelError(f"the output {value.name!r} is yielded by nothing in the graph.")

@@ -33,9 +33,9 @@ def load(path: str | Path) -> ir.Model:
         ModelError: no such file, not ONNX, truncated, invalid, or external data outside the model's folder.
     """
     path = Path(path)
-    model = normalise(_read(path))
+    model = _read(path)
     _check_external(model, path)
-    return model
+    return normalise(model)
 
 
 def normalise(model: ir.Model) -> ir.Model:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
 
-from graphopt.errors import ModelError
+from graphopt.atomic import atomic_write
 
 EXTERNAL_ABOVE = 1 << 30
 """Weight bytes above which they go to `NAME.onnx.data` beside the model."""
@@ -17,24 +15,15 @@ EXTERNAL_ABOVE = 1 << 30
 def save(model: ir.Model, path: str | Path) -> Path:
     """Write `model` to `path` (and, when large, its weights to ``path + ".data"``); returns the path.
 
-    The file appears complete or not at all: it is written beside its place and renamed.
+    The file appears complete or not at all, and so does the data file.
 
     Raises:
-        ModelError: the folder does not exist or can't be written.
+        UsageError: the folder does not exist or can't be written.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ModelError(f"can't write {path}: the folder {path.parent} does not exist.")
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            scratch = Path(folder) / path.name
-            large = weight_bytes(model) > EXTERNAL_ABOVE
-            ir.save(model, scratch, format="protobuf", external_data=f"{path.name}.data" if large else None)
-            if large:
-                os.replace(f"{scratch}.data", f"{path}.data")
-            os.replace(scratch, path)
-    except OSError as error:
-        raise ModelError(f"can't write {path}: {error.strerror or error}.") from error
+    external = f"{path.name}.data" if weight_bytes(model) > EXTERNAL_ABOVE else None
+    with atomic_write(path) as scratch:
+        ir.save(model, scratch, format="protobuf", external_data=external)
     return path
 
 

@@ -16,12 +16,16 @@ SMALL = 1024
 def skeleton_proto(model: ir.Model) -> onnx.ModelProto:
     """Return `model` as a proto in which initializers above `SMALL` bytes became graph inputs of the same type.
 
-    The model itself is not touched; tensors are neither copied nor read.
+    The model itself is not touched; large tensors are neither copied nor read.
     """
     clone = model.clone()
     for name, value in list(clone.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes <= SMALL:
+        if tensor is None:
+            continue
+        if tensor.nbytes <= SMALL:
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), name=name)
             continue
         value.shape = ir.Shape(tensor.shape.numpy())
         value.dtype = tensor.dtype

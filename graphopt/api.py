@@ -1,0 +1,157 @@
+"""The three functions most programs need: `optimize`, `compile`, `load`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from graphopt.base import Context, Pass, Target
+
+if TYPE_CHECKING:
+    import onnx
+
+    from graphopt.artifact import Executable
+    from graphopt.data import Source
+    from graphopt.pipeline.driver import Observer, Result, Step
+
+    AnyModel = str | Path | ir.Model | onnx.ModelProto
+    AnyPipeline = str | Sequence[Pass]
+
+
+def optimize(
+    model: AnyModel,
+    pipeline: AnyPipeline = "",
+    *,
+    calibration: Source | None = None,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+    verify: bool = True,
+) -> ir.Model:
+    """Run a pipeline of passes over a model; the model given is left as it is.
+
+    Args:
+        model: a path, an `onnx.ModelProto` or an `onnx_ir.Model`.
+        pipeline: text such as ``"fold-batch-norm,insert-qdq"``, or passes.
+        calibration: see `graphopt.data.open_data`; passes that need data say so.
+        seed: for passes that draw random numbers.
+        dims: values for symbolic input dimensions, ``{"N": 1}``.
+        verify: after each pass, compare onnxruntime's outputs with those before it, as the pass declares.
+
+    Raises:
+        GraphoptError: see `graphopt.errors`.
+    """
+    return run_pipeline(model, pipeline, calibration=calibration, seed=seed, dims=dims, verify=verify).model
+
+
+def compile(
+    model: AnyModel,
+    target: str | Target = "llvm",
+    pipeline: AnyPipeline = "",
+    *,
+    calibration: Source | None = None,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+    verify: bool = True,
+) -> Executable:
+    """Optimise `model`, lower it to `target` (``"llvm{mcpu=native}"``), and give what `load` gives.
+
+    The other arguments are those of `optimize`. Keep the result with ``.save("model.gopt")``.
+
+    Raises:
+        GraphoptError: see `graphopt.errors`.
+    """
+    before = open_model(model, dims)
+    result = run_pipeline(before, pipeline, calibration=calibration, seed=seed, verify=verify)
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        path = Path(folder) / "model.gopt"
+        build(before, result, target, path, seed=seed)
+        return load(path)
+
+
+def load(path: str | Path, threads: int | None = None) -> Executable:
+    """Open an artifact: ``load("model.gopt").run({"input": array})``. Load only artifacts you trust.
+
+    Raises:
+        ArtifactError: damaged, of an unknown version, or for a machine that this one is not.
+    """
+    from graphopt import artifact
+
+    return artifact.load(path, threads=threads)
+
+
+def open_model(model: AnyModel, dims: Mapping[str, int] | None = None) -> ir.Model:
+    """`model` in normal form, with `dims` bound; an `onnx_ir.Model` given is copied, not touched."""
+    from graphopt import graph
+
+    if isinstance(model, (str, Path)):
+        opened = graph.load(model)
+    else:
+        opened = graph.normalise(model.clone() if isinstance(model, ir.Model) else ir.from_proto(model))
+    graph.bind_dims(opened, dims or {})
+    return opened
+
+
+def run_pipeline(
+    model: AnyModel,
+    pipeline: AnyPipeline,
+    *,
+    calibration: Source | None = None,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+    verify: bool = True,
+    observers: Iterable[Observer] = (),
+) -> Result:
+    """What `optimize` does, with the account of each pass kept. `observers` come before the checks."""
+    from graphopt.data import open_data
+    from graphopt.pipeline import parse_pipeline, run
+    from graphopt.pipeline.observers import MeasureMemory, VerifyStructure
+
+    passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else list(pipeline)
+    opened = open_model(model, dims)
+    batches = None if calibration is None else open_data(calibration, opened)
+    context = Context(calibration=batches, seed=seed)
+    checks: list[Observer] = [VerifyStructure(), MeasureMemory()]
+    if verify and passes:
+        checks.append(_numeric_check(opened, context))
+    return run(opened, passes, context, [*observers, *checks])
+
+
+def _numeric_check(model: ir.Model, context: Context) -> Observer:
+    """Numbers are checked on the first calibration batch, else on random inputs."""
+    from graphopt.data.random import random_feeds
+    from graphopt.pipeline.observers import VerifyNumbers
+
+    if context.calibration is not None:
+        return VerifyNumbers(next(iter(context.calibration)))
+    return VerifyNumbers(random_feeds(model, context.seed))
+
+
+def build(before: ir.Model, result: Result, target: str | Target, path: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Lower the pipeline's result to `target` and write the artifact; returns the report that it carries."""
+    from graphopt import artifact
+    from graphopt.pipeline.registry import make_target, spec_of
+
+    target = make_target(target) if isinstance(target, str) else target
+    program = target.build(result.model, Context(seed=seed))
+    report = {"passes": [step_report(step) for step in result.steps], "target": program.report}
+    artifact.write(path, program, target=str(spec_of(target)), before=before, after=result.model, report=report)
+    return report
+
+
+def step_report(step: Step) -> dict[str, Any]:
+    """A pass's account as JSON-able data."""
+    from graphopt.pipeline.registry import spec_of
+
+    return {
+        "pass": str(spec_of(step.pass_)),
+        "preserves": str(step.pass_.preserves),
+        "changed": step.changed,
+        "seconds": step.seconds,
+        "changes": [{"node": c.node, "action": c.action} for c in step.report.changes],
+        "skipped": [{"node": s.node, "reason": s.reason} for s in step.report.skipped],
+        "facts": {**step.report.facts, **step.facts},
+    }

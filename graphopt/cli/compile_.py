@@ -1,0 +1,68 @@
+"""``graphopt compile``: ONNX in, artifact out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphopt.cli import options as o
+
+
+def compile_(
+    model: o.ModelIn,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the artifact goes, such as model.gopt.")],
+    target: Annotated[str, typer.Option("--target", help="As in 'llvm{mcpu=native}'; see graphopt targets.")] = "llvm",
+    pipeline: o.Pipeline = None,
+    recipe: o.Recipe = None,
+    level: o.Level = None,
+    preset: o.Preset = None,
+    plugin: o.Plugin = None,
+    calibration: o.Calibration = None,
+    dim: o.Dims = None,
+    seed: o.Seed = 0,
+    verify: o.Verify = True,
+    print_each: o.PrintEach = False,
+    dump_each: o.DumpEach = None,
+    stop_after: o.StopAfter = None,
+    bisect_limit: o.BisectLimit = None,
+    reproducer: o.Reproducer = None,
+    json: o.Json = False,
+) -> None:
+    """Run passes over a model, lower it to a target and write one file that runs there. Without a pipeline: -O2."""
+    import time
+
+    from graphopt.api import build, open_model
+    from graphopt.cli.account import print_steps, totals
+    from graphopt.cli.show import print_json, size
+    from graphopt.pipeline import make_target
+
+    choices = o.Choices(
+        pipeline, recipe, level, preset, plugin, calibration, dim, seed, verify,
+        print_each, dump_each, stop_after, bisect_limit, reproducer,
+    )  # fmt: skip
+    machine = make_target(target)
+    before = open_model(model, o.chosen_dims(dim))
+    result = o.run_chosen(before, choices)
+    start = time.perf_counter()
+    report = build(before, result, machine, output, seed=seed)
+    seconds = time.perf_counter() - start
+    if json:
+        print_json(
+            {
+                "input": str(model),
+                "output": str(output),
+                "target": target,
+                "compile_s": seconds,
+                "bytes": output.stat().st_size,
+                "before": totals(before),
+                "after": totals(result.model),
+                **report,
+            }
+        )
+        return
+    print_steps(before, result)
+    for note in report["target"].get("notes", []):
+        typer.echo(f"{target}: {note}")
+    typer.echo(f"wrote {output}: {size(output.stat().st_size)}, compiled in {seconds:.1f} s")

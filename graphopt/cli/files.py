@@ -1,0 +1,20 @@
+"""Files that commands take either as ONNX or as an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def open_graph(path: Path) -> ir.Model:
+    """The model of an ONNX file, or the optimised graph inside an artifact."""
+    if path.suffix != ".gopt":
+        from graphopt.graph import load
+
+        return load(path)
+    from graphopt.artifact import read_graph
+
+    return read_graph(path, "after")

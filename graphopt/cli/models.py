@@ -1,0 +1,82 @@
+"""``graphopt models``: the reference models with their data."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from graphopt.cli.options import Json
+
+app = typer.Typer(help="List, fetch and evaluate the reference models.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="A name from graphopt models list.", show_default=False)]
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """List the reference models: what they are, their licence, metric and measured baseline."""
+    from graphopt import models
+    from graphopt.cli.show import print_json, print_table
+
+    rows = [models.get(name) for name in models.names()]
+    if json:
+        print_json(
+            [
+                {
+                    "name": m.name,
+                    "summary": m.summary,
+                    "licence": m.licence,
+                    "source": m.source,
+                    "baseline": m.baseline,
+                    "calibration": m.calibration is not None,
+                }
+                for m in rows
+            ]
+        )
+        return
+    print_table(
+        ["model", "what it is", "licence", "source", "baseline"],
+        [[m.name, m.summary, m.licence, m.source, "" if m.baseline is None else f"{m.baseline:.3f}"] for m in rows],
+    )
+
+
+@app.command()
+def fetch(name: Name, json: Json = False) -> None:
+    """Build or fetch a model into the cache (pinned version, checked digest) and print its path."""
+    from graphopt import models
+    from graphopt.cli.show import print_json
+
+    path = models.get(name).path()
+    if json:
+        print_json({"name": name, "path": str(path)})
+    else:
+        typer.echo(path)
+
+
+@app.command()
+def evaluate(name: Name, json: Json = False) -> None:
+    """Evaluate the float model in onnxruntime on its labelled held-out data."""
+    from graphopt import models
+    from graphopt.cli.evaluate import evaluate_file
+    from graphopt.cli.show import print_json
+
+    result = evaluate_file(models.get(name).path(), name)
+    if json:
+        print_json({"name": name, **result, "baseline": models.get(name).baseline})
+    else:
+        typer.echo(f"{name}: {result['metric']} {result['value']:.4f} on {result['n']} labelled samples")
+
+
+@app.command()
+def calibration(
+    name: Name, output: Annotated[str, typer.Option("-o", "--output", help="Where the data goes, as .npz.")]
+) -> None:
+    """Write a model's calibration data as an .npz for --calibration."""
+    from graphopt import models
+    from graphopt.data.npz import write_npz
+    from graphopt.errors import UsageError
+
+    make = models.get(name).calibration
+    if make is None:
+        raise UsageError(f"the model {name!r} has no calibration data.")
+    typer.echo(f"wrote {output}: {write_npz(output, make())} samples")

@@ -1,0 +1,145 @@
+"""Options that several commands share, and how they become a pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphopt.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.base import Pass
+    from graphopt.pipeline.driver import Observer, Result
+
+PIPELINE = "Which passes to run"
+WATCH = "Watching the passes"
+
+ModelIn = Annotated[Path, typer.Argument(help="The ONNX model.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Pipeline = Annotated[
+    str | None,
+    typer.Option("-p", "--pipeline", help="Passes in order: 'a,b{key=value}'.", rich_help_panel=PIPELINE),
+]
+Recipe = Annotated[Path | None, typer.Option(help="A TOML file of passes.", rich_help_panel=PIPELINE)]
+Level = Annotated[
+    int | None, typer.Option("-O", min=0, max=3, help="Preset O0 to O3, as in -O2.", rich_help_panel=PIPELINE)
+]
+Preset = Annotated[str | None, typer.Option(help="A named pipeline, such as int8.", rich_help_panel=PIPELINE)]
+Plugin = Annotated[
+    list[Path] | None, typer.Option(help="A Python file that defines passes; repeatable.", rich_help_panel=PIPELINE)
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="Unlabelled inputs: an .npz or a folder of them.", rich_help_panel=PIPELINE),
+]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option("--dim", help="Fix a symbolic dimension, as in N=1; repeatable.", rich_help_panel=PIPELINE),
+]
+Seed = Annotated[int, typer.Option(help="Seed of passes that draw random numbers.", rich_help_panel=PIPELINE)]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Compare outputs through onnxruntime after each pass.", rich_help_panel=WATCH
+    ),
+]
+PrintEach = Annotated[
+    bool, typer.Option("--print-each", help="Print the graph after each pass that changed it.", rich_help_panel=WATCH)
+]
+DumpEach = Annotated[
+    Path | None, typer.Option(help="Save the graph after each pass that changed it here.", rich_help_panel=WATCH)
+]
+StopAfter = Annotated[str | None, typer.Option(help="Leave out all passes after this one.", rich_help_panel=WATCH)]
+BisectLimit = Annotated[int | None, typer.Option(min=0, help="Run only the first N passes.", rich_help_panel=WATCH)]
+Reproducer = Annotated[
+    Path | None,
+    typer.Option(help="When a pass fails, save its input and the rest of the pipeline here.", rich_help_panel=WATCH),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What the shared options said."""
+
+    pipeline: str | None = None
+    recipe: Path | None = None
+    level: int | None = None
+    preset: str | None = None
+    plugin: list[Path] | None = None
+    calibration: Path | None = None
+    dims: list[str] | None = None
+    seed: int = 0
+    verify: bool = True
+    print_each: bool = False
+    dump_each: Path | None = None
+    stop_after: str | None = None
+    bisect_limit: int | None = None
+    reproducer: Path | None = None
+
+
+def chosen_passes(choices: Choices) -> list[Pass]:
+    """The passes that the options name, after --stop-after and --bisect-limit."""
+    from graphopt.pipeline import load_plugin, load_recipe, parse_pipeline, preset
+
+    for path in choices.plugin or ():
+        load_plugin(path)
+    given = [choices.pipeline, choices.recipe, choices.level, choices.preset]
+    if sum(option is not None for option in given) > 1:
+        raise UsageError("give one of --pipeline, --recipe, -O and --preset, not several.")
+    if choices.pipeline is not None:
+        passes = parse_pipeline(choices.pipeline)
+    elif choices.recipe is not None:
+        passes = load_recipe(choices.recipe)
+    elif choices.preset is not None:
+        passes = preset(choices.preset)
+    else:
+        passes = preset(f"O{2 if choices.level is None else choices.level}")
+    if choices.stop_after is not None:
+        names = [p.name for p in passes]
+        if choices.stop_after not in names:
+            raise UsageError(f"--stop-after {choices.stop_after}: the pipeline has {', '.join(names) or 'no passes'}.")
+        passes = passes[: names.index(choices.stop_after) + 1]
+    return passes if choices.bisect_limit is None else passes[: choices.bisect_limit]
+
+
+def chosen_dims(texts: list[str] | None) -> dict[str, int]:
+    """``["N=1"]`` as ``{"N": 1}``."""
+    dims: dict[str, int] = {}
+    for text in texts or ():
+        name, _, size = text.rpartition("=")
+        if not name or not size.isdecimal():
+            raise UsageError(f"--dim takes NAME=SIZE, as in N=1, not {text!r}.")
+        dims[name] = int(size)
+    return dims
+
+
+def run_chosen(model: ir.Model, choices: Choices) -> Result:
+    """Run the chosen passes over a model in normal form."""
+    from graphopt.api import run_pipeline
+
+    return run_pipeline(
+        model,
+        chosen_passes(choices),
+        calibration=choices.calibration,
+        seed=choices.seed,
+        verify=choices.verify,
+        observers=_observers(choices),
+    )
+
+
+def _observers(choices: Choices) -> list[Observer]:
+    from graphopt.pipeline import observers as o
+
+    watching: list[Observer] = []
+    if choices.reproducer is not None:
+        watching.append(o.Reproducer(choices.reproducer))
+    if choices.dump_each is not None:
+        watching.append(o.DumpEach(choices.dump_each))
+    if choices.print_each:
+        watching.append(o.PrintEach(lambda text: typer.echo(text, err=True)))
+    return watching

@@ -1,0 +1,179 @@
+"""The door: what comes in is normal, and what is broken is refused in one paragraph."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from graphopt.errors import GraphoptError, ModelError
+from graphopt.graph import bind_dims, infer_shapes, load, normalise, save, sources
+from graphopt.testing import from_text, op_types
+
+
+def proto(nodes: list[onnx.NodeProto], opset: int = 17, **kwargs: object) -> onnx.ModelProto:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [x], [y], **kwargs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+RELU = helper.make_node("Relu", ["x"], ["y"])
+
+
+def written(model: onnx.ModelProto, tmp_path: Path) -> Path:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_nodes_get_names_shapes_and_provenance(tmp_path: Path):
+    model = load(written(proto([RELU]), tmp_path))
+    (node,) = model.graph
+    assert node.name
+    assert sources(node) == [node.name]
+    assert str(node.outputs[0].shape) == "[N,4]"
+
+
+def test_initializers_listed_as_inputs_become_constants(tmp_path: Path):
+    w = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    model = proto([helper.make_node("Add", ["x", "w"], ["y"])], initializer=[w])
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
+    loaded = load(written(model, tmp_path))
+    assert [v.name for v in loaded.graph.inputs] == ["x"]
+    assert "w" in loaded.graph.initializers
+
+
+def test_old_opsets_are_raised(tmp_path: Path):
+    node = helper.make_node("Softmax", ["x"], ["y"], axis=1)
+    assert load(written(proto([node], opset=9), tmp_path)).opset_imports[""] >= 13
+
+
+def test_unordered_nodes_are_put_in_order(tmp_path: Path):
+    nodes = [helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Neg", ["x"], ["a"])]
+    assert op_types(load(written(proto(nodes), tmp_path))) == ["Neg", "Relu"]
+
+
+def cyclic() -> bytes:
+    return proto(
+        [helper.make_node("Add", ["x", "b"], ["y"]), helper.make_node("Relu", ["y"], ["b"])]
+    ).SerializeToString()
+
+
+def twice() -> bytes:
+    model = proto([RELU])
+    model.opset_import.append(helper.make_opsetid("ai.onnx", 13))
+    return model.SerializeToString()
+
+
+WHOLE = proto([RELU]).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"", "no graph"),
+        (b"this is a text file, not a model\n" * 9, "not an ONNX model"),
+        (WHOLE[: len(WHOLE) // 2], "cut short|no graph|not a valid"),
+        (cyclic(), "cycle"),
+        (twice(), "imports an opset twice"),
+        (proto([helper.make_node("NoSuchOp", ["x"], ["y"])]).SerializeToString(), "NoSuchOp"),
+        (proto([helper.make_node("Relu", ["nowhere"], ["y"])]).SerializeToString(), "nowhere"),
+        (proto([helper.make_node("Relu", ["x"], ["y"], bogus=1)]).SerializeToString(), "bogus"),
+        (proto([helper.make_node("Reshape", ["x", "x"], ["y"])]).SerializeToString(), "contradict"),
+    ],
+    ids=["empty", "text", "truncated", "cyclic", "opset-twice", "unknown-op", "undefined-input", "attribute", "types"],
+)
+def test_broken_files_are_refused(data: bytes, complaint: str, tmp_path: Path):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=complaint) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
+    with pytest.raises(ModelError, match="there is no file"):
+        load(tmp_path / "none.onnx")
+    with pytest.raises(ModelError, match="not a file"):
+        load(tmp_path)
+
+
+def external(tmp_path: Path) -> Path:
+    model = ir.from_proto(
+        proto(
+            [helper.make_node("Add", ["x", "w"], ["y"])],
+            initializer=[numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")],
+        )
+    )
+    ir.save(model, tmp_path / "m.onnx", external_data="w.data", size_threshold_bytes=0)
+    return tmp_path / "m.onnx"
+
+
+def test_external_weights_stay_lazy(tmp_path: Path):
+    model = load(external(tmp_path))
+    assert isinstance(model.graph.initializers["w"].const_value, ir.ExternalTensor)
+
+
+def test_external_weights_that_are_missing_short_or_elsewhere_are_refused(tmp_path: Path):
+    path = external(tmp_path)
+    data = (tmp_path / "w.data").read_bytes()
+    (tmp_path / "w.data").write_bytes(data[:-1])
+    with pytest.raises(ModelError, match="'w' are cut short"):
+        load(path)
+    (tmp_path / "w.data").unlink()
+    with pytest.raises(ModelError, match="'w' are missing"):
+        load(path)
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    outside = onnx.load(str(path), load_external_data=False)
+    (tmp_path / "w.data").write_bytes(data)
+    for entry in outside.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../w.data"
+    (inner / "m.onnx").write_bytes(outside.SerializeToString())
+    with pytest.raises(ModelError, match=r"outside the model's folder|\.\."):
+        load(inner / "m.onnx")
+
+
+def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = normalise(ir.from_proto(proto([RELU])))
+    path = save(model, tmp_path / "out.onnx")
+    good = path.read_bytes()
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ir, "save", broken)
+    with pytest.raises(KeyboardInterrupt):
+        save(model, path)
+    assert path.read_bytes() == good
+    assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
+    with pytest.raises(GraphoptError, match="no folder"):
+        save(model, tmp_path / "nowhere" / "out.onnx")
+
+
+def test_bind_dims_gives_every_value_its_size(small: ir.Model):
+    bind_dims(small, {"N": 5})
+    assert [n.outputs[0].shape[0] for n in small.graph] == [5, 5, 5]
+    assert small.graph.outputs[0].shape[0] == 5
+
+
+def test_bind_dims_refuses_unknown_names_and_sizes(small: ir.Model):
+    with pytest.raises(ModelError, match="no input has a dimension named 'M'; the symbolic dimensions are: N"):
+        bind_dims(small, {"M": 5})
+    with pytest.raises(ModelError, match="can't be 0"):
+        bind_dims(small, {"N": 0})
+
+
+def test_shape_inference_raises_on_contradiction(small: ir.Model):
+    small.graph[1].outputs[0].shape = ir.Shape(["N", 7, 4, 4])
+    with pytest.raises(ModelError, match="contradict"):
+        infer_shapes(small)
+
+
+def test_models_of_text_become_normal():
+    model = from_text('<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
+    assert op_types(model) == ["Relu"]

@@ -26,12 +26,12 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def built(name: str, write: Callable[[Path], None], builder: str) -> Path:
+def built(name: str, write: Callable[[Path], None], *builders: str) -> Path:
     """The cached file `name`, made by `write` on first use.
 
-    `builder` is the `__file__` of the code that makes it: its hash is part of the place, so an edited builder
-    never meets its own old output.
+    `builders` are the `__file__`s of the code that makes it: their hash is part of the place, so an edited
+    builder never meets its own old output.
     """
-    digest = hashlib.sha256(Path(builder).read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(b"".join(Path(builder).read_bytes() for builder in builders)).hexdigest()[:12]
     path = cache_dir() / "built" / digest / name
     return path if path.exists() else write_whole(path, write)

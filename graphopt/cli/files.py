@@ -15,6 +15,6 @@ def open_graph(path: Path) -> ir.Model:
         from graphopt.graph import load
 
         return load(path)
-    from graphopt.artifact import read_graph
+    from graphopt.artifact import read
 
-    return read_graph(path, "after")
+    return read(path).graph("after")

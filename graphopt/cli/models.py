@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,14 +70,14 @@ def evaluate(name: Name, json: Json = False) -> None:
 
 @app.command()
 def calibration(
-    name: Name, output: Annotated[str, typer.Option("-o", "--output", help="Where the data goes, as .npz.")]
+    name: Name, output: Annotated[Path, typer.Option("-o", "--output", help="An .npz, or a folder for many.")]
 ) -> None:
-    """Write a model's calibration data as an .npz for --calibration."""
+    """Write a model's calibration data for --calibration: unlabelled, disjoint from the labelled set."""
     from graphopt import models
-    from graphopt.data.npz import write_npz
+    from graphopt.data.files import write_batches
     from graphopt.errors import UsageError
 
     make = models.get(name).calibration
     if make is None:
         raise UsageError(f"the model {name!r} has no calibration data.")
-    typer.echo(f"wrote {output}: {write_npz(output, make())} samples")
+    typer.echo(f"wrote {output}: {write_batches(output, make())} batches")

@@ -18,18 +18,14 @@ def run(
     json: Json = False,
 ) -> None:
     """Run an artifact. Load only artifacts you trust: they carry machine code."""
-    import numpy as np
-
     from graphopt import artifact as a
-    from graphopt.atomic import atomic_write
     from graphopt.cli.show import print_json
-    from graphopt.data.npz import read_npz
+    from graphopt.data.files import read_npz, write_npz
 
     feeds = read_npz(input)
     with a.load(artifact, threads=threads) as program:
         outputs = program.run(feeds)
-    with atomic_write(output) as scratch, scratch.open("wb") as file:
-        np.savez(file, allow_pickle=False, **outputs)
+    write_npz(output, outputs)
     if json:
         print_json({"output": str(output), "outputs": {k: _about(v) for k, v in outputs.items()}})
     else:

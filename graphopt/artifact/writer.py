@@ -14,9 +14,10 @@ from pydantic_core import to_jsonable_python
 
 from graphopt.artifact import manifest
 from graphopt.artifact.container import Digest, content, pack
-from graphopt.artifact.executable import FILES, LIBRARY, REPORT, Executable
+from graphopt.artifact.executable import Executable
 from graphopt.artifact.host import instruction_sets, machine_of
 from graphopt.artifact.manifest import Manifest, MemberSpec, TensorSpec, WeightSpec
+from graphopt.artifact.reading import FILES, LIBRARY, REPORT
 from graphopt.artifact.store import GRAPH_WEIGHTS, WEIGHTS, Store, raw
 from graphopt.atomic import atomic_write
 

@@ -306,3 +306,4 @@ def test_a_gpu_artifact_without_a_gpu_says_so(tmp_path, program, weights):
     )
     with pytest.raises(ArtifactError, match="NVIDIA GPU, and this machine has no CUDA driver"):
         artifact.load(place)
+    assert artifact.read(place).manifest.device == "cuda", "it can be looked at all the same"

@@ -1,0 +1,111 @@
+"""What an artifact holds, for looking at: works on any machine, also one that could not run it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import numpy as np
+
+from graphopt.artifact import manifest
+from graphopt.artifact.container import MANIFEST, Container
+from graphopt.artifact.manifest import Manifest, TensorSpec, WeightSpec
+from graphopt.artifact.store import WEIGHTS, view
+from graphopt.atomic import atomic_write
+from graphopt.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
+
+LIBRARY, REPORT, FILES = "library.so", "report.json", "files/"
+
+
+def read(path: str | Path) -> Artifact:
+    """Open a `.gopt` file to look at, after verifying every byte of it; its library is not loaded.
+
+    Raises:
+        ArtifactError: no such file, damaged, or of an unknown version.
+    """
+    with open_file(path) as file:
+        return Artifact(file, str(path))
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """The file at `path` for reading; ArtifactError when it can't be opened."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise ArtifactError(f"can't open the artifact {path}: {error.strerror or error}.") from error
+
+
+class Artifact:
+    """The verified contents of a `.gopt` file."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        """Verify and map `file`; `name` is what messages call it. See `read`."""
+        self._container = Container(file, name)
+        self.manifest: Manifest = manifest.from_json(bytes(self._container.read(MANIFEST)), name)
+
+    @property
+    def name(self) -> str:
+        """Where the artifact came from."""
+        return self._container.name
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        """Name, dtype and shape of each input, in the order of a positional call."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        """Name, dtype and shape of each output."""
+        return self.manifest.outputs
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What each pass and the target had to say when the artifact was made."""
+        return json.loads(bytes(self._container.read(REPORT)))
+
+    @property
+    def weights(self) -> dict[str, Array]:
+        """The program's weights, as views of the mapped file."""
+        return {name: self._weight(name, spec) for name, spec in self.manifest.weights.items()}
+
+    @property
+    def library(self) -> memoryview:
+        """The bytes of the compiled shared library."""
+        return self._container.read(LIBRARY)
+
+    @property
+    def files(self) -> list[str]:
+        """Further files the target left (kernels, logs, command streams), for `read_file`."""
+        return [name.removeprefix(FILES) for name in self._container.members if name.startswith(FILES)]
+
+    def read_file(self, name: str) -> bytes:
+        """The bytes of one of `files`; ArtifactError when there is none of that name."""
+        return bytes(self._container.read(FILES + name))
+
+    def graph(self, which: Literal["before", "after"]) -> ir.Model:
+        """The ONNX graph before the passes, or after them (what was compiled)."""
+        from graphopt.artifact import graphs
+
+        return graphs.read(self._container, f"{which}.onnx")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the artifact to `path`, whole or not at all; returns the path."""
+        with atomic_write(path) as scratch, open(scratch, "wb") as file:
+            file.write(self._container.data)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        inputs, outputs = (", ".join(f"{s.name}: {s}" for s in specs) for specs in (self.inputs, self.outputs))
+        return f"<{type(self).__name__} {self.name} for {self.manifest.target}: ({inputs}) -> ({outputs})>"
+
+    def _weight(self, name: str, spec: WeightSpec) -> Array:
+        try:
+            return view(self._container.read(WEIGHTS), spec.offset, manifest.dtype_of(spec.dtype), spec.shape)
+        except ValueError as error:
+            raise ArtifactError(f"{self.name}: weight {name}: {error}.") from error

@@ -1,0 +1,88 @@
+"""Operators that a map per channel passes unchanged: ``f(s·x + t) = s·f(x) + t``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphopt.graph import constant_array
+from graphopt.passes.batch_norm.affine import Affine, Left, integer, is_onnx, label, rank
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool")
+
+
+def cross(node: ir.Node, axis: int, affine: Affine, *, forward: bool) -> tuple[int, Affine]:
+    """The channel axis and the map on the other side of `node` (its output if `forward`, else its input 0).
+
+    Raises:
+        Left: the operator does not commute with the map.
+    """
+    if is_onnx(node, "Identity"):
+        return axis, affine
+    if is_onnx(node, "Dropout") and _is_inference(node):
+        return axis, affine
+    if is_onnx(node, "Transpose"):
+        return _transpose(node, axis, forward), affine
+    if is_onnx(node, *POOLS):
+        return axis, _pool(node, axis, affine)
+    if is_onnx(node, *VIEWS):
+        return axis, _view(node, axis, affine, forward)
+    raise Left(f"{label(node)} does not commute with a map per channel")
+
+
+def _is_inference(node: ir.Node) -> bool:
+    if any(v.name and (v.uses() or v.is_graph_output()) for v in node.outputs[1:]):
+        return False
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    if training is None:
+        return True
+    array = constant_array(training)
+    return array is not None and not array.any()
+
+
+def _transpose(node: ir.Node, axis: int, forward: bool) -> int:
+    attribute = node.attributes.get("perm")
+    if attribute is not None and attribute.is_ref():
+        raise Left(f"attribute perm of {label(node)} is a parameter of the enclosing function")
+    perm = list(attribute.as_ints()) if attribute is not None else list(range(rank(node.inputs[0])))[::-1]
+    return perm.index(axis) if forward else perm[axis]
+
+
+def _pool(node: ir.Node, axis: int, affine: Affine) -> Affine:
+    """Averages are linear and keep a shift unless zeros are averaged in; maxima keep a scale ≥ 0."""
+    if axis > 1:
+        raise Left(f"{label(node)} pools along the axis of the channels")
+    if is_onnx(node, "MaxPool", "GlobalMaxPool"):
+        bound = 0.0 if len(node.outputs) == 1 or not node.outputs[1].name else np.nextafter(0.0, 1.0)
+        if (affine.scale < bound).any():
+            raise Left(f"{label(node)} does not commute with a scale below zero")
+    elif affine.shifts and integer(node, "count_include_pad", 0):
+        raise Left(f"{label(node)} averages its zero padding in, and the map shifts")
+    return affine
+
+
+def _view(node: ir.Node, axis: int, affine: Affine, forward: bool) -> Affine:
+    """``[N, C, ...] <-> [N, C', ...]``: each channel becomes several, or several that have one map become one."""
+    value, other = node.inputs[0], node.outputs[0]
+    source, target = (value, other) if forward else (other, value)
+    here, there = _static_tail(source), _static_tail(target)
+    if axis != 1 or here is None or there is None or np.prod(here) != np.prod(there) or here[0] != affine.channels:
+        raise Left(f"{label(node)} mixes the axis of the channels with others, or its shape is unknown")
+    inner = int(np.prod(here[1:]))
+    rows = [np.repeat(v, inner).reshape(there[0], -1) for v in (affine.scale, affine.shift)]
+    if any((r != r[:, :1]).any() for r in rows):
+        raise Left(f"{label(node)} joins channels whose maps differ")
+    return Affine(rows[0][:, 0], rows[1][:, 0])
+
+
+def _static_tail(value: ir.Value | None) -> list[int] | None:
+    """The dimensions from axis 1 on, when all are known and not empty."""
+    if value is None or value.shape is None or len(value.shape) < 2:
+        return None
+    dims = [d for d in value.shape.dims[1:] if isinstance(d, int) and d > 0]
+    return dims if len(dims) == len(value.shape) - 1 else None

@@ -9,11 +9,12 @@ from functools import lru_cache
 
 from graphopt.errors import LoweringError
 from graphopt.targets.npu import cycles
-from graphopt.targets.npu.isa import PARAMETER_BYTES, Exec
+from graphopt.targets.npu.isa import CONSTANTS, INPUT, OUTPUT, PARAMETER_BYTES, Exec, Load, Store
 from graphopt.targets.npu.layer import Geometry
 from graphopt.targets.npu.machine import Machine, Systolic
 
 ALIGN = 16
+PER_TILE = 16  # cycles; breaks ties in favour of fewer, larger tiles
 SLOTS = 2  # every buffer exists twice: one is filled while the other is used
 
 
@@ -111,28 +112,43 @@ def _sizes(whole: int, step: int) -> list[int]:
 
 
 def _estimate(geometry: Geometry, tiling: Tiling, machine: Machine) -> float:
-    """Cycles of the busiest unit, plus filling and draining the pipeline once."""
+    """Cycles of the busiest unit, plus filling and draining the pipeline once, plus a little per tile."""
     g = geometry
     spatial = g.batch * -(-g.oh // tiling.oh) * -(-g.ow // tiling.ow)
     outer, inner = -(-g.oc // tiling.oc), -(-g.cin // tiling.cin)
     blocks = -(-g.groups // tiling.groups)
-    need = buffers(g, tiling)
     # How often the same tile is loaded anew: not at all where all that come between fit its two slots.
     weights_again = 1 if (tiling.weights_outer and inner <= SLOTS) or outer * inner <= SLOTS else spatial
     inputs_again = 1 if (not tiling.weights_outer and inner <= SLOTS) or spatial * inner <= SLOTS else outer
-    weights = (g.weight_bytes + PARAMETER_BYTES * g.groups * g.oc) * weights_again
-    inputs = blocks * spatial * inner * need.input * inputs_again
-    ports: dict[str, float] = {}
+    weights, source, result = _transfers(g, tiling)
     constants, activations = machine.memory("constants"), machine.memory("activations")
-    for memory, size in ((constants, weights), (activations, inputs + g.output_bytes)):
-        ports[memory.name] = ports.get(memory.name, 0.0) + size / memory.bytes_per_cycle
+    load_weights = cycles.transfer_cycles(constants, weights)
+    load_input = cycles.transfer_cycles(activations, source)
+    store = cycles.transfer_cycles(activations, result)
     tiles = blocks * spatial * outer
-    window = full_window(g, tiling)
-    array = tiles * inner * cycles.exec_cycles(machine, window)
-    vector = tiles * cycles.vector_cycles(machine, tiling.groups * tiling.oc, tiling.oh * tiling.ow)
-    first = need.weights / constants.bytes_per_cycle + need.input / activations.bytes_per_cycle
-    last = vector / tiles + need.output / activations.bytes_per_cycle
-    return max(array, vector, *ports.values()) + first + last + cycles.exec_cycles(machine, window)
+    ports: dict[str, int] = {}
+    for memory, busy in (
+        (constants, blocks * outer * inner * weights_again * load_weights),
+        (activations, blocks * spatial * inner * inputs_again * load_input + tiles * store),
+    ):
+        ports[memory.name] = ports.get(memory.name, 0) + busy
+    array = cycles.exec_cycles(machine, full_window(g, tiling))
+    vector = cycles.vector_cycles(machine, tiling.groups * tiling.oc, tiling.oh * tiling.ow)
+    once = max(load_weights, load_input) + array + vector + store
+    return max(tiles * inner * array, tiles * vector, *ports.values()) + once + PER_TILE * tiles * inner
+
+
+def _transfers(g: Geometry, tiling: Tiling) -> tuple[Load, Load, Store]:
+    """The transfers of a full tile, addresses left out: weights, input, output."""
+    taps, channels = g.kh * g.kw, tiling.groups * tiling.oc
+    weights = Load(CONSTANTS, 0, 0, 1, channels, tiling.cin * taps, 0, g.cin * taps, 0, 0)
+    if g.channels_last:
+        source = Load(INPUT, 0, 0, 1, tiling.ow, tiling.cin, 0, g.cin, 0, 0)
+        return weights, source, Store(OUTPUT, 0, 0, 1, tiling.ow, channels, 0, g.oc, 0, 0)
+    rows, columns = window_extent(g, tiling.oh, tiling.ow)
+    rows, columns = min(rows, g.ih), min(columns, g.iw)
+    source = Load(INPUT, 0, 0, tiling.groups * tiling.cin, rows, columns, g.ih * g.iw, g.iw, 0, 0)
+    return weights, source, Store(OUTPUT, 0, 0, channels, tiling.oh, tiling.ow, g.oh * g.ow, g.ow, 0, 0)
 
 
 def full_window(geometry: Geometry, tiling: Tiling) -> Exec:

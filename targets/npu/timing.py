@@ -3,12 +3,15 @@
 Engines (one load queue per memory, array, vector unit, store queue) work through their instructions in order and
 beside each other. An instruction starts when its engine is free and every earlier instruction that touches an
 overlapping range of scratchpad or accumulators, one of the two writing, has ended. A memory has one port that
-transfers share; its latency delays a transfer's end but not the next one's start.
+transfers share: one that comes earlier in the stream goes first, later ones fill the gaps it leaves. Latency delays
+a transfer's end but not the next one's start.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+from typing import ClassVar
 
 from graphopt.targets.npu import cycles
 from graphopt.targets.npu.isa import CONSTANTS, Exec, Fill, Instruction, Load, Store, Touch, Vector, touches
@@ -79,6 +82,7 @@ class _Clock:
         self.end = 0
         self.busy: dict[str, int] = {}
         self._free: dict[str, int] = {}
+        self._ports: dict[str, _Port] = {}
         self._touched: dict[Touch, int] = {}
 
     def issue(self, instruction: Instruction, engine: str, memory: Memory | None, duration: int) -> None:
@@ -89,19 +93,39 @@ class _Clock:
         latency = 0
         if memory is not None:
             port = f"port {memory.name}"
-            start = max(start, self._free.get(port, 0))
-            self._occupy(port, start, duration)
+            start = self._ports.setdefault(port, _Port()).reserve(start, duration)
+            self.busy[port] = self.busy.get(port, 0) + duration
             latency = memory.latency_cycles
-        self._occupy(engine, start, duration)
+        self._free[engine] = start + duration
+        if duration:
+            self.busy[engine] = self.busy.get(engine, 0) + duration
         finish = start + duration + latency
         self.end = max(self.end, finish)
         for touch in touched:
             self._touched[touch] = max(finish, self._touched.get(touch, 0))
 
-    def _occupy(self, unit: str, start: int, duration: int) -> None:
-        self._free[unit] = start + duration
-        if duration:
-            self.busy[unit] = self.busy.get(unit, 0) + duration
+
+class _Port:
+    """When a memory's port is taken. Only the last `KEPT` stretches are remembered; before them it counts as taken."""
+
+    KEPT: ClassVar[int] = 64
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[int, int]] = [(0, 0)]
+
+    def reserve(self, earliest: int, duration: int) -> int:
+        """Take the first gap of `duration` from `earliest` on; returns its start."""
+        start = max(earliest, self._taken[0][1])
+        place = bisect.bisect(self._taken, (start, start)) - 1
+        start = max(start, self._taken[place][1])
+        while place + 1 < len(self._taken) and self._taken[place + 1][0] < start + duration:
+            place += 1
+            start = max(start, self._taken[place][1])
+        self._taken.insert(place + 1, (start, start + duration))
+        if self._taken[place][1] == start:  # the stretch before grows
+            self._taken[place : place + 2] = [(self._taken[place][0], start + duration)]
+        del self._taken[: -self.KEPT]
+        return start
 
 
 def _conflict(old: Touch, touched: list[Touch]) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import onnx_ir as ir
 
-from graphopt.base import Context, Pass, Target
+from graphopt.base import Context, Pass, Program, Target
 
 if TYPE_CHECKING:
     import onnx
@@ -64,12 +63,12 @@ def compile(
     Raises:
         GraphoptError: see `graphopt.errors`.
     """
+    from graphopt import artifact
+
     before = open_model(model, dims)
     result = run_pipeline(before, pipeline, calibration=calibration, seed=seed, verify=verify)
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        path = Path(folder) / "model.gopt"
-        build(before, result, target, path, seed=seed)
-        return load(path)
+    program, parts = build(before, result, target, seed=seed)
+    return artifact.assemble(program, **parts)
 
 
 def load(path: str | Path, threads: int | None = None) -> Executable:
@@ -130,16 +129,23 @@ def _numeric_check(model: ir.Model, context: Context) -> Observer:
     return VerifyNumbers(random_feeds(model, context.seed))
 
 
-def build(before: ir.Model, result: Result, target: str | Target, path: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Lower the pipeline's result to `target` and write the artifact; returns the report that it carries."""
-    from graphopt import artifact
+class Parts(TypedDict):
+    """What an artifact holds besides the program; see `graphopt.artifact.write`."""
+
+    target: str
+    before: ir.Model
+    after: ir.Model
+    report: dict[str, Any]
+
+
+def build(before: ir.Model, result: Result, target: str | Target, *, seed: int = 0) -> tuple[Program, Parts]:
+    """Lower the pipeline's result to `target`: the program, and the other parts for `graphopt.artifact.write`."""
     from graphopt.pipeline.registry import make_target, spec_of
 
     target = make_target(target) if isinstance(target, str) else target
     program = target.build(result.model, Context(seed=seed))
     report = {"passes": [step_report(step) for step in result.steps], "target": program.report}
-    artifact.write(path, program, target=str(spec_of(target)), before=before, after=result.model, report=report)
-    return report
+    return program, Parts(target=str(spec_of(target)), before=before, after=result.model, report=report)
 
 
 def step_report(step: Step) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def compile_(
     """Run passes over a model, lower it to a target and write one file that runs there. Without a pipeline: -O2."""
     import time
 
+    from graphopt import artifact
     from graphopt.api import build, open_model
     from graphopt.cli.account import print_steps, totals
     from graphopt.cli.show import print_json, size
@@ -46,7 +47,8 @@ def compile_(
     before = open_model(model, o.chosen_dims(dim))
     result = o.run_chosen(before, choices)
     start = time.perf_counter()
-    report = build(before, result, machine, output, seed=seed)
+    program, parts = build(before, result, machine, seed=seed)
+    artifact.write(output, program, **parts)
     seconds = time.perf_counter() - start
     if json:
         print_json(
@@ -58,11 +60,11 @@ def compile_(
                 "bytes": output.stat().st_size,
                 "before": totals(before),
                 "after": totals(result.model),
-                **report,
+                **parts["report"],
             }
         )
         return
     print_steps(before, result)
-    for note in report["target"].get("notes", []):
+    for note in program.report.get("notes", []):
         typer.echo(f"{target}: {note}")
     typer.echo(f"wrote {output}: {size(output.stat().st_size)}, compiled in {seconds:.1f} s")

@@ -37,6 +37,10 @@ class Batches:
 
         return Batches(first, divisible=self.divisible)
 
+    def pieces(self, largest: int) -> Batches:
+        """The same data in batches of at most `largest` samples, where batches are divisible."""
+        return Batches(lambda: cut(self, largest), divisible=True) if self.divisible else self
+
     def split(self, fraction: float) -> tuple[Batches, Batches]:
         """Two disjoint parts: the second holds `fraction` of the data, spread evenly over the stream.
 

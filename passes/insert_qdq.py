@@ -1,0 +1,163 @@
+"""Static int8 quantization in the QDQ form: calibrated activations, per-channel weights, int32 biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from graphopt.base import LOSSY, Context, Pass, Preserves, Report
+from graphopt.errors import PassError
+from graphopt.graph import remove_unused
+from graphopt.passes.quant.arithmetic import scale_and_zero_point
+from graphopt.passes.quant.calibrate import calibrate
+from graphopt.passes.quant.insert import Scale, Weights, add_scale, bias_fits, insert_pair, quantize_node_bias
+from graphopt.passes.quant.observers import Observer, Statistics, propose_range
+from graphopt.passes.quant.placement import Placement, concatenated, is_float_activation, operands, place
+from graphopt.passes.quant.spec import QuantSpec
+from graphopt.passes.weights import find_weight, is_weighted, matches, weight_array
+
+LOPSIDED = 64.0
+"""A Concat whose branches' peaks differ by more than this leaves the smaller one fewer than two of eight bits."""
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Inserts calibrated QuantizeLinear/DequantizeLinear pairs for static int8 execution.
+
+    activations: "uint8" asymmetric, or "int8" symmetric; one scale per tensor.
+    weight_bits: 8, or fewer for head room: 7 can't saturate in x86 kernels without VNNI.
+    observer: how activation ranges follow from calibration: "minmax"; "percentile", without the outermost 0.01 %
+        at each end; "mse", with the least mean squared error.
+    power_of_two: scales are powers of two.
+    include, exclude: node names or operators, ``*`` allowed; all Conv, ConvTranspose, Gemm, MatMul by default.
+
+    Weights are symmetric int8 with a scale per output channel; a constant bias becomes int32 at ``s_x * s_w``.
+    Which other nodes then work on integers is told in `graphopt.passes.quant.placement`. Graph outputs stay float.
+    """
+
+    name: ClassVar[str] = "insert-qdq"
+    preserves: ClassVar[Preserves] = LOSSY
+
+    activations: Literal["uint8", "int8"] = "uint8"
+    weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    observer: Observer = "minmax"
+    power_of_two: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def apply(self, model: ir.Model, context: Context) -> Report:
+        """Calibrate and insert. Facts: `ranges` by value name, `quantized` and `weighted` node counts.
+
+        Raises:
+            DataError: no calibration data, or it does not fit the model.
+            PassError: the model's opset is below 13, which has no per-channel DequantizeLinear.
+        """
+        if model.graph.opset_imports.get("", 13) < 13:
+            raise PassError("'insert-qdq' needs opset 13 or newer: load the model through graphopt.graph.load.")
+        batches = context.needs_calibration(self.name)
+        report = Report()
+        chosen = _choose(model, self.include, self.exclude, report)
+        placement = place(model.graph, chosen)
+        statistics = calibrate(model, list(dict.fromkeys(placement.scales.values())), batches) if chosen else {}
+        for node in list(chosen):
+            reason = _unfit(node, placement, statistics)
+            if reason is not None:
+                report.skip(node.name, reason)
+                chosen.remove(node)
+        self._insert(model.graph, place(model.graph, chosen), chosen, statistics, report)
+        remove_unused(model)
+        report.facts["quantized"] = len(chosen)
+        report.facts["weighted"] = len(chosen) + len({s.node for s in report.skipped if s.reason != BIAS_CLIPS})
+        return report
+
+    def _insert(
+        self,
+        graph: ir.Graph,
+        placement: Placement,
+        chosen: list[ir.Node],
+        statistics: Mapping[ir.Value, Statistics],
+        report: Report,
+    ) -> None:
+        spec = QuantSpec(self.activations, self.activations == "int8", power_of_two=self.power_of_two)
+        scales: dict[ir.Value, Scale] = {}
+        ranges: dict[str, tuple[float, float]] = {}
+        pairs: dict[ir.Value, Scale] = {}
+        for value, source in placement.scales.items():
+            if source not in scales:
+                low, high = propose_range(statistics[source], self.observer, spec)
+                ranges[str(source.name)] = low, high
+                scales[source] = add_scale(graph, str(source.name), *scale_and_zero_point(low, high, spec))
+            pairs[insert_pair(graph, value, scales[source], placement.nodes)] = scales[source]
+        weights = Weights(graph, QuantSpec("int8", True, self.weight_bits, self.power_of_two))
+        for node in chosen:
+            inputs = operands(node)
+            weight_scale = weights.quantize(node)
+            if weight_scale is not None and bias_fits(node):
+                stored = quantize_node_bias(graph, node, pairs[inputs[0]].array, weight_scale)
+                if not stored:
+                    report.skip(node.name, BIAS_CLIPS)
+            channels = "" if weight_scale is None else f", {weight_scale.size} weight scales"
+            report.change(node.name, f"{node.op_type} on {self.activations}{channels}")
+        report.facts["ranges"] = ranges
+
+
+BIAS_CLIPS = "its bias stays float: int32 at s_x * s_w would clip"
+
+
+def _choose(model: ir.Model, include: tuple[str, ...], exclude: tuple[str, ...], report: Report) -> list[ir.Node]:
+    chosen: list[ir.Node] = []
+    for node in model.graph.all_nodes():
+        if not is_weighted(node):
+            continue
+        reason = _objection(node, model.graph, include, exclude)
+        if reason is None:
+            chosen.append(node)
+        else:
+            report.skip(node.name, reason)
+    return chosen
+
+
+def _objection(node: ir.Node, graph: ir.Graph, include: tuple[str, ...], exclude: tuple[str, ...]) -> str | None:
+    """Why this weighted node can't be quantized, as far as the graph tells."""
+    if include and not matches(node, include):
+        return "not included"
+    if matches(node, exclude):
+        return "excluded"
+    if node.graph is not graph:
+        return "it is inside a subgraph"
+    present = [v for v in node.inputs if v is not None]
+    if any((p := v.producer()) is not None and p.op_type == "DequantizeLinear" for v in present):
+        return "it is quantized already"
+    dtypes = {v.dtype for v in (*present, *node.outputs)}
+    if dtypes != {ir.DataType.FLOAT}:
+        return f"it computes in {', '.join(sorted(str(d) for d in dtypes))}; float32 is quantized"
+    weight = find_weight(node)
+    if weight is None:
+        computed_too = node.op_type in ("MatMul", "Gemm") and all(map(is_float_activation, present[:2]))
+        return None if computed_too else "its weight is computed at run time"
+    array = weight_array(weight)
+    if array is None:
+        return f"its weight {weight.root.name!r} comes through a Reshape: run fold-constants first"
+    if not array.size or not np.isfinite(array).all():
+        return f"its weight {weight.root.name!r} is empty or not finite"
+    return None
+
+
+def _unfit(node: ir.Node, placement: Placement, statistics: Mapping[ir.Value, Statistics]) -> str | None:
+    """Why this node has to stay float, from what calibration saw."""
+    for value in operands(node):
+        seen = statistics[placement.scales[value]]
+        if not seen.seen:
+            return f"calibration never gave {value.name!r} a value"
+        if not seen.finite:
+            return f"{value.name!r} is not finite on the calibration data"
+        peaks = [statistics[placement.scales[v]].peak for v in concatenated(value) if v in placement.scales]
+        peaks = [peak for peak in peaks if peak > 0]
+        if peaks and max(peaks) > LOPSIDED * min(peaks):
+            return f"{value.name!r} concatenates ranges 1 : {max(peaks) / min(peaks):.0f}, the smaller would be lost"
+    return None

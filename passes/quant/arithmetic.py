@@ -1,0 +1,69 @@
+"""The arithmetic of QuantizeLinear and DequantizeLinear, and how scales follow from ranges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from graphopt.passes.quant.spec import QuantSpec
+
+Array = np.ndarray[Any, Any]
+INT32_MAX = 2**31 - 1
+
+
+def scale_and_zero_point(low: Array | float, high: Array | float, spec: QuantSpec) -> tuple[Array, Array]:
+    """Scale (float32) and zero point (`spec.dtype`) that cover ``[min(low, 0), max(high, 0)]``, elementwise.
+
+    Zero is always represented exactly. Symmetric: ``scale = max(-low, high) / highest``. Asymmetric:
+    ``scale = (high - low) / (highest - lowest)``, ``zero_point = round(lowest - low / scale)``. A range that is
+    empty, or too small for a normal float32 scale, gets scale 1: its values all become zero.
+    """
+    low = np.minimum(np.asarray(low, np.float64), 0.0)
+    high = np.maximum(np.asarray(high, np.float64), 0.0)
+    scale = np.maximum(-low, high) / spec.highest if spec.symmetric else (high - low) / (spec.highest - spec.lowest)
+    usable = scale >= np.finfo(np.float32).tiny
+    scale = np.where(usable, scale, 1.0)
+    if spec.power_of_two:
+        scale = np.exp2(np.ceil(np.log2(scale)))
+    scale = np.minimum(scale, np.finfo(np.float32).max).astype(np.float32)
+    zero = np.zeros_like(scale) if spec.symmetric else np.rint(spec.lowest - low / scale)
+    return scale, np.clip(zero, spec.lowest, spec.highest).astype(spec.numpy)
+
+
+def quantize(x: Array, scale: Array, zero_point: Array, spec: QuantSpec, axis: int | None = None) -> Array:
+    """``saturate(round(x / scale) + zero_point)`` in float32, ties to even, as QuantizeLinear does.
+
+    `scale` and `zero_point` are scalars, or vectors along `axis` of `x`.
+    """
+    scale, zero_point = _along(scale, x.ndim, axis), _along(zero_point, x.ndim, axis)
+    with np.errstate(over="ignore"):  # a quotient of infinity saturates like any other
+        steps = np.rint(x.astype(np.float32, copy=False) / scale)
+    return np.clip(steps + zero_point.astype(np.float32), spec.lowest, spec.highest).astype(spec.numpy)
+
+
+def dequantize(q: Array, scale: Array, zero_point: Array, axis: int | None = None) -> Array:
+    """``(q - zero_point) * scale`` as float32, as DequantizeLinear does."""
+    difference = q.astype(np.int32) - _along(zero_point, q.ndim, axis).astype(np.int32)
+    return difference.astype(np.float32) * _along(scale, q.ndim, axis)
+
+
+def quantize_weight(weight: Array, axis: int | None, spec: QuantSpec) -> tuple[Array, Array, Array]:
+    """The quantized weight, its scale and zero point: one per index of `axis`, or one in all."""
+    others = None if axis is None else tuple(a for a in range(weight.ndim) if a != axis % weight.ndim)
+    scale, zero_point = scale_and_zero_point(weight.min(axis=others), weight.max(axis=others), spec)
+    return quantize(weight, scale, zero_point, spec, axis), scale, zero_point
+
+
+def quantize_bias(bias: Array, scale: Array) -> Array | None:
+    """``round(bias / scale)`` as int32 for ``scale = s_x * s_w``; None where int32 would clip."""
+    steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+    return steps.astype(np.int32) if np.all(np.abs(steps) <= INT32_MAX) else None
+
+
+def _along(parameter: Array, rank: int, axis: int | None) -> Array:
+    if axis is None or parameter.ndim == 0:
+        return parameter
+    shape = [1] * rank
+    shape[axis] = -1
+    return parameter.reshape(shape)

@@ -1,0 +1,130 @@
+"""Put QuantizeLinear and DequantizeLinear nodes into the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.graph import add_constant, constant_array, derive, fresh_name
+from graphopt.passes.quant.arithmetic import quantize_bias, quantize_weight
+from graphopt.passes.quant.spec import QuantSpec
+from graphopt.passes.weights import find_weight, output_axis, weight_array
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Scale and zero point as initializers of the graph, and the scale's value(s)."""
+
+    array: Array
+    scale: ir.Value
+    zero_point: ir.Value
+
+
+def add_scale(graph: ir.Graph, hint: str, scale: Array, zero_point: Array) -> Scale:
+    """Initializers ``<hint>_scale`` and ``<hint>_zero_point``."""
+    return Scale(
+        scale, add_constant(graph, f"{hint}_scale", scale), add_constant(graph, f"{hint}_zero_point", zero_point)
+    )
+
+
+def insert_pair(graph: ir.Graph, value: ir.Value, scale: Scale, nodes: Collection[ir.Node]) -> ir.Value:
+    """Put a Q/DQ pair after `value`; returns the dequantized value.
+
+    All readers in this graph take it, with two exceptions: graph outputs stay as they are, and where a float
+    node computes `value`, so do readers outside `nodes`, the ones that work on integers: they gain nothing from
+    the loss. Readers inside subgraphs keep the float value.
+    """
+    producer = value.producer()
+    readers = [(node, i) for node, i in value.uses() if node.graph is graph and (producer in nodes or node in nodes)]
+    quantize = ir.node("QuantizeLinear", [value, scale.scale, scale.zero_point])
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale.scale, scale.zero_point])
+    origins = [producer] if producer is not None else [reader for reader, _ in readers]
+    _finish(graph, quantize, f"{value.name}_quantized", scale.zero_point, value.shape, origins)
+    _finish(graph, dequantize, f"{value.name}_dequantized", value, value.shape, origins)
+    if producer is None:
+        graph.insert_before(graph.node(0), [quantize, dequantize])
+    else:
+        graph.insert_after(producer, [quantize, dequantize])
+    for node, i in readers:
+        node.replace_input_with(i, dequantize.outputs[0])
+    return dequantize.outputs[0]
+
+
+class Weights:
+    """Quantized weights, each stored once however many nodes share it."""
+
+    def __init__(self, graph: ir.Graph, spec: QuantSpec) -> None:
+        self._graph, self._spec = graph, spec
+        self._made: dict[tuple[Any, ...], tuple[ir.Value, Array]] = {}
+
+    def quantize(self, node: ir.Node) -> Array | None:
+        """Make `node` read its weight through a DequantizeLinear of integers, per output channel where an axis
+        counts them. Returns the weight's scale, None if the node has no weight.
+        """
+        weight = find_weight(node)
+        if weight is None:
+            return None
+        axis = output_axis(weight)
+        key = (weight.root, weight.permutation, axis)
+        if key not in self._made:
+            array = weight_array(weight)
+            assert array is not None
+            q, scale, zero_point = quantize_weight(array, axis, self._spec)
+            hint = str(weight.root.name)
+            made = add_scale(self._graph, hint, scale, zero_point)
+            integers = add_constant(self._graph, f"{hint}_quantized", q)
+            dequantize = _dequantize(self._graph, node, [integers, made.scale, made.zero_point], hint, axis)
+            self._made[key] = dequantize, scale
+        value, scale = self._made[key]
+        node.replace_input_with(weight.index, value)
+        return scale
+
+
+def bias_fits(node: ir.Node) -> bool:
+    """Is there a bias that may be stored as int32: a constant vector, for Gemm with alpha = beta = 1?"""
+    bias = _bias(node)
+    plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+    return bias is not None and bias.ndim == 1 and plain
+
+
+def quantize_node_bias(graph: ir.Graph, node: ir.Node, input_scale: Array, weight_scale: Array) -> bool:
+    """Store the bias of `node` as int32 at ``s_x * s_w``; False, and nothing done, where it would clip."""
+    bias = _bias(node)
+    assert bias is not None
+    scale = np.broadcast_to((input_scale * weight_scale).astype(np.float32), bias.shape)
+    q = quantize_bias(bias, scale)
+    if q is None:
+        return False
+    hint = str(node.inputs[2].name)  # pyright: ignore[reportOptionalMemberAccess]  # it is the bias
+    inputs = [add_constant(graph, f"{hint}_quantized", q), add_constant(graph, f"{hint}_scale", scale)]
+    node.replace_input_with(2, _dequantize(graph, node, inputs, hint, 0))
+    return True
+
+
+def _bias(node: ir.Node) -> Array | None:
+    return constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+
+
+def _dequantize(graph: ir.Graph, reader: ir.Node, inputs: list[ir.Value], hint: str, axis: int | None) -> ir.Value:
+    """A DequantizeLinear of constants, right before the first node that reads it."""
+    per_axis: Mapping[str, int] = {} if axis is None else {"axis": axis}
+    node = ir.node("DequantizeLinear", inputs, per_axis)
+    _finish(graph, node, f"{hint}_dequantized", inputs[1], inputs[0].shape, [reader])
+    graph.insert_before(reader, node)
+    return node.outputs[0]
+
+
+def _finish(
+    graph: ir.Graph, node: ir.Node, hint: str, like: ir.Value, shape: ir.Shape | None, origins: list[ir.Node]
+) -> None:
+    """Name, type (that of `like`), shape and provenance of a new node and its one output."""
+    output = node.outputs[0]
+    node.name = output.name = fresh_name(graph, hint)
+    output.type, output.shape = like.type, shape
+    derive(node, origins)

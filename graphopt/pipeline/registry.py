@@ -136,7 +136,7 @@ def options_of(thing: Pass | Target) -> dict[str, Any]:
     """The options of a pass or target that differ from their defaults."""
     fields = dataclasses.fields(thing)  # pyright: ignore[reportArgumentType]
     values = {f.name: getattr(thing, f.name) for f in fields}
-    defaults = {f.name: f.default for f in fields}
+    defaults = {f.name: getattr(f.default, "default", f.default) for f in fields}  # pydantic's Field() wraps its own
     return {k: v for k, v in values.items() if v is not None and v != defaults[k] and v not in ((), [], {})}
 
 

@@ -57,7 +57,7 @@ def cost(model: ir.Model) -> ModelCost:
     unknown: list[str] = []
     constants: dict[ir.Value, ir.TensorProtocol] = {}
     for node in model.graph.all_nodes():
-        own = {value: tensor for value in node.inputs if value is not None and (tensor := _constant(value)) is not None}
+        own = {value: tensor for value in node.inputs if value is not None and (tensor := constant(value)) is not None}
         constants.update(own)
         read = dict.fromkeys(value for value in node.inputs if value is not None)
         written = [value for value in node.outputs if value.name]
@@ -139,7 +139,7 @@ _MACS: dict[str, Callable[[ir.Node], int]] = {
 }
 
 
-def _constant(value: ir.Value) -> ir.TensorProtocol | None:
+def constant(value: ir.Value) -> ir.TensorProtocol | None:
     """The tensor of an initializer or a Constant node; its data is not read."""
     if value.is_graph_input():
         return None

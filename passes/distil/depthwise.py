@@ -1,0 +1,138 @@
+"""Depthwise separable: a k x k Conv becomes a k x k depthwise Conv and a 1 x 1 Conv."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.passes.distil.affine import patches, read_affine
+from graphopt.passes.distil.moments import Moments, energy, relative
+from graphopt.passes.distil.region import Region
+from graphopt.passes.distil.student import Array, Fitted, Layer, Student, UnsupportedError
+
+LARGEST = 2304
+"""Unknowns of the depthwise half (channels * kernel * multiplier) solved for at once: 256 channels of 3 x 3."""
+ROUNDS = 12
+"""Most rounds of alternating least squares; it stops earlier when a round gains less than `ENOUGH`."""
+ENOUGH = 1e-3
+RIDGE = 1e-7
+"""Proximal weight of each half-step, relative to its normal matrix: keeps unseen directions where they started."""
+
+
+class DepthwiseSeparable(Student):
+    """``W[o,i,s]`` becomes ``sum_j P[o,(i,j)] D[(i,j),s]`` with m filters a channel: Cin m (k + Cout) MACs a position.
+
+    Starting weights: for each input channel the truncated SVD of its slice ``W[:, i, :]``. Then alternating
+    least squares on the data (each half-step is linear), with G the covariance of the patches and A the
+    depthwise half as a matrix (Cin m, Cin k)::
+
+        minimise  tr (W - P A) G (W - P A)^T  =  E |(y - mean) - P A (patch - mean)|^2
+        P-step:   P (A G A^T) = W G A^T
+        D-step:   sum_j' ((P^T P) * G) D = P^T W G,   * taken block by block
+
+    The loss cannot rise from step to step. The bias makes the means agree: ``c = W m + b - P A m``.
+    """
+
+    name: ClassVar[str] = "depthwise-separable"
+
+    def __init__(self, model: ir.Model, region: Region, budget: float) -> None:
+        self.teacher = read_affine(region)
+        out, channels = self.teacher.weight.shape[:2]
+        taps = math.prod(self.teacher.weight.shape[2:])
+        if not self.teacher.is_conv or taps == 1:
+            raise UnsupportedError("it is not a convolution with a kernel larger than 1")
+        if channels * taps > LARGEST:
+            raise UnsupportedError(f"its patches have {channels * taps} entries, more than {LARGEST}")
+        self.largest = min(int(budget * taps * out / (taps + out)), LARGEST // (channels * taps), taps)
+        if self.largest < 1:
+            raise UnsupportedError(f"with {out} output channels and {taps} taps no multiplier saves enough MACs")
+        self.shape = (out, channels, taps)
+        self.moments = Moments(channels * taps)
+
+    def observe(self, x: Array, y: Array) -> None:
+        """The teacher is affine, so its inputs tell all."""
+        self.moments.add(patches(x, self.teacher))
+
+    def fit(self, target: float) -> Fitted:
+        """The smallest multiplier whose error is within `target`."""
+        weight, mean, cov = self.teacher.matrix, self.moments.mean, self.moments.covariance
+        y_mean = weight @ mean + self.teacher.bias
+        total = energy(y_mean, weight @ cov @ weight.T)
+        error = float("inf")
+        for multiplier in range(1, self.largest + 1):
+            p, d, loss = self._alternate(multiplier, cov, target**2 * total)
+            error = relative(loss, total)
+            if error <= target:
+                bias = y_mean - p @ (self._matrix(d) @ mean)
+                return Fitted(self.name, self._layers(p, d, bias), error, {"multiplier": multiplier})
+        raise UnsupportedError(
+            f"{self.largest} filters a channel, the most it may have, leave an error of {error:.4f} on the fitting "
+            f"data, above {target:.4f}"
+        )
+
+    def _alternate(self, multiplier: int, cov: Array, enough: float) -> tuple[Array, Array, float]:
+        """Rounds until they gain nothing, or until the rest of them could not bring the loss down to `enough`."""
+        p, d = self._start(multiplier)
+        loss = self._loss(p, d, cov)
+        for left in reversed(range(ROUNDS)):
+            p = self._solve_pointwise(p, d, cov)
+            d = self._solve_depthwise(p, d, cov)
+            before, loss = loss, self._loss(p, d, cov)
+            gain = before - loss
+            if gain <= ENOUGH * before or (left < ROUNDS - 2 and loss - left * gain > enough):
+                break
+        return p, d, loss
+
+    def _start(self, multiplier: int) -> tuple[Array, Array]:
+        """Truncated SVD of each channel's slice: P (Cout, Cin m), D (Cin, m, taps)."""
+        out, channels, taps = self.shape
+        slices = self.teacher.matrix.reshape(out, channels, taps).transpose(1, 0, 2)
+        u, s, vt = np.linalg.svd(slices, full_matrices=False)
+        found = s.shape[1]
+        p, d = np.zeros((channels, out, multiplier)), np.zeros((channels, multiplier, taps))
+        kept = min(multiplier, found)
+        p[:, :, :kept] = u[:, :, :kept] * s[:, None, :kept]
+        d[:, :kept] = vt[:, :kept]
+        return p.transpose(1, 0, 2).reshape(out, channels * multiplier), d
+
+    def _matrix(self, d: Array) -> Array:
+        """D as the matrix A (Cin m, Cin taps): each channel's filters see its own taps only."""
+        channels, multiplier, taps = d.shape
+        a = np.zeros((channels, multiplier, channels, taps))
+        each = np.arange(channels)
+        a[each, :, each] = d
+        return a.reshape(channels * multiplier, channels * taps)
+
+    def _loss(self, p: Array, d: Array, cov: Array) -> float:
+        gap = self.teacher.matrix - p @ self._matrix(d)
+        return float(np.einsum("oi,ij,oj->", gap, cov, gap, optimize=True))
+
+    def _solve_pointwise(self, p: Array, d: Array, cov: Array) -> Array:
+        a = self._matrix(d)
+        gap = self.teacher.matrix - p @ a
+        return p + _solve(a @ cov @ a.T, (gap @ cov @ a.T).T).T
+
+    def _solve_depthwise(self, p: Array, d: Array, cov: Array) -> Array:
+        channels, multiplier, taps = d.shape
+        gap = (p.T @ ((self.teacher.matrix - p @ self._matrix(d)) @ cov)).reshape(channels, multiplier, channels, taps)
+        each = np.arange(channels)
+        right = gap[each, :, each].reshape(-1)
+        pp = (p.T @ p).reshape(channels, multiplier, 1, channels, multiplier, 1)
+        normal = (pp * cov.reshape(channels, 1, taps, channels, 1, taps)).reshape(d.size, d.size)
+        return d + _solve(normal, right).reshape(d.shape)
+
+    def _layers(self, p: Array, d: Array, bias: Array) -> tuple[Layer, ...]:
+        channels, multiplier = d.shape[:2]
+        kernel = self.teacher.weight.shape[2:]
+        filters = d.reshape(channels * multiplier, 1, *kernel)
+        first = Layer("Conv", (filters,), {**self.teacher.window(), "group": channels})
+        return (first, *self.teacher.pointwise(p, bias))
+
+
+def _solve(normal: Array, right: Array) -> Array:
+    """``(normal + ridge I)^-1 right`` for a positive semi-definite `normal`."""
+    ridge = RIDGE * float(np.trace(normal)) / len(normal) + 1e-300
+    return np.linalg.solve(normal + ridge * np.eye(len(normal)), right)

@@ -1,0 +1,73 @@
+"""Low rank: one layer becomes two, through r channels in between."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.passes.distil.affine import read_affine
+from graphopt.passes.distil.moments import Moments, energy, relative
+from graphopt.passes.distil.region import Region
+from graphopt.passes.distil.student import Array, Fitted, Layer, Student, UnsupportedError
+
+LARGEST = 4096
+"""Output channels beyond which the eigenvectors of their covariance cost more than they are worth."""
+RIDGE = 1e-6
+"""Weight of the prior that unseen inputs are white, relative to what was seen."""
+
+
+class LowRank(Student):
+    """``y = W x + b`` becomes ``U (V x) + c`` with V of r rows: r (Cin k + Cout) MACs a position, not Cin k Cout.
+
+    The closed form is that of Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks", the linear
+    case (also known as reduced-rank regression)::
+
+        minimise  E |(y - mean) - U U^T (y - mean)|^2
+        U = the r leading eigenvectors of cov(y) + ridge * W W^T,   V = U^T W,   c = mean + U U^T (b - mean)
+
+    So the student starts from, and is a projection of, the teacher's kernel: for white inputs cov(y) = W W^T and
+    it is the truncated SVD of W; with data it keeps the directions that the data excites.
+    """
+
+    name: ClassVar[str] = "low-rank"
+
+    def __init__(self, model: ir.Model, region: Region, budget: float) -> None:
+        self.teacher = read_affine(region)
+        out, patch = self.teacher.matrix.shape
+        if out > LARGEST:
+            raise UnsupportedError(f"it has {out} output channels, more than {LARGEST}")
+        self.largest = int(budget * out * patch / (out + patch))
+        if self.largest < 1:
+            raise UnsupportedError(f"no rank saves enough MACs in a {out} x {patch} matrix")
+        self.moments = Moments(out)
+
+    def observe(self, x: Array, y: Array) -> None:
+        """Only the outputs matter."""
+        self.moments.add(self.teacher.rows(y))
+
+    def fit(self, target: float) -> Fitted:
+        """The smallest rank whose discarded energy is within `target`."""
+        weight, bias = self.teacher.matrix, self.teacher.bias
+        mean, covariance = self.moments.mean, self.moments.covariance
+        white = weight @ weight.T
+        prior = RIDGE * np.trace(covariance) / max(float(np.trace(white)), 1e-300)
+        vectors = np.linalg.eigh(covariance + prior * white)[1][:, ::-1]
+        kept = np.cumsum(np.einsum("ir,ij,jr->r", vectors, covariance, vectors, optimize=True))
+        total, spread = energy(mean, covariance), float(np.trace(covariance))
+        errors = [relative(spread - k, total) for k in kept]
+        rank = 1 + next((r for r, error in enumerate(errors) if error <= target), len(errors) - 1)
+        if rank > self.largest:
+            raise UnsupportedError(
+                f"rank {self.largest}, the largest that saves enough MACs, leaves an error of "
+                f"{errors[self.largest - 1]:.4f} on the fitting data, above {target:.4f}"
+            )
+        u = vectors[:, :rank]
+        layers = [self._first(u.T @ weight), *self.teacher.pointwise(u, mean + u @ (u.T @ (bias - mean)))]
+        return Fitted(self.name, tuple(layers), errors[rank - 1], {"rank": rank})
+
+    def _first(self, v: Array) -> Layer:
+        if not self.teacher.is_conv:
+            return self.teacher.pointwise(v, None)[0]
+        return Layer("Conv", (v.reshape(len(v), *self.teacher.weight.shape[1:]),), self.teacher.window())

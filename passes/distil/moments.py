@@ -1,0 +1,58 @@
+"""First and second moments of rows that stream by: all that least squares needs of the data."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, Any]
+CHUNK = 1 << 22
+"""Numbers taken into float64 at once; bounds the memory an observation needs beyond the batch itself."""
+
+
+class Moments:
+    """Mean and covariance of d-vectors, accumulated in float64.
+
+    Sums are taken about the mean of the first batch, so that a large mean does not cancel away the variance.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.count = 0
+        self._shift = np.zeros(size)
+        self._first = np.zeros(size)
+        self._second = np.zeros((size, size))
+
+    def add(self, rows: Array) -> None:
+        """Take in rows (n, d) of any float dtype."""
+        if self.count == 0 and len(rows):
+            self._shift = rows.mean(axis=0, dtype=np.float64)
+        step = max(1, CHUNK // max(1, rows.shape[1]))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step] - self._shift
+            self._first += part.sum(axis=0)
+            self._second += part.T @ part
+        self.count += len(rows)
+
+    @property
+    def mean(self) -> Array:
+        """E[z], shape (d,)."""
+        return self._shift + self._first / self.count
+
+    @property
+    def covariance(self) -> Array:
+        """E[(z - mean)(z - mean)^T], shape (d, d)."""
+        drift = self._first / self.count
+        return self._second / self.count - np.outer(drift, drift)
+
+
+def energy(mean: Array, covariance: Array) -> float:
+    """E|z|^2 of a vector with these moments."""
+    return float(np.trace(covariance) + mean @ mean)
+
+
+def relative(residual: float, total: float) -> float:
+    """Relative L2 error ``sqrt(residual / total)``; an all-zero teacher is matched only by an all-zero residual."""
+    if total <= 0.0:
+        return 0.0 if residual <= 0.0 else float("inf")
+    return float(np.sqrt(max(residual, 0.0) / total))

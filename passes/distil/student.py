@@ -1,0 +1,90 @@
+"""What a student is: a chain of layers fitted to a region, and the small model it becomes."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.graph import infer_shapes
+from graphopt.passes.distil.region import Region
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class UnsupportedError(Exception):
+    """This student can't stand in for this region; the message says why, for the report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One node of a student: it reads the layer before it, then its own constant `weights`."""
+
+    op_type: str
+    weights: tuple[Array, ...]
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A solved student. `error`: relative L2 on the data it was fitted on; `size`: what was chosen (rank...)."""
+
+    student: str
+    layers: tuple[Layer, ...]
+    error: float
+    size: Mapping[str, int]
+
+
+class Student(abc.ABC):
+    """A smaller form for a region with one input x and one output y."""
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def __init__(self, model: ir.Model, region: Region, budget: float) -> None:
+        """Read the teacher; `budget` is the part of its MACs that the student may cost.
+
+        Raises `UnsupportedError` when this form can't stand in for `region`, or not within the budget.
+        """
+
+    @abc.abstractmethod
+    def observe(self, x: Array, y: Array) -> None:
+        """Take in one batch of the region's input and output; memory does not grow with their number."""
+
+    @abc.abstractmethod
+    def fit(self, target: float) -> Fitted:
+        """The smallest student whose relative L2 error on what was observed is at most `target`.
+
+        Raises `UnsupportedError` when none within the budget is.
+        """
+
+
+def to_model(model: ir.Model, region: Region, fitted: Fitted) -> ir.Model:
+    """The student as a model of its own: the region's input in, the region's output out, names and types alike."""
+    teacher_in, teacher_out = region.inputs[0], region.outputs[0]
+    assert teacher_in.dtype is not None
+    x = ir.val(teacher_in.name, type=teacher_in.type, shape=teacher_in.shape)
+    value, nodes, constants = x, list[ir.Node](), list[ir.Value]()
+    for index, layer in enumerate(fitted.layers):
+        stem = f"{region.name}/{fitted.student}_{index}"
+        own: list[ir.Value] = []
+        for weight in layer.weights:
+            name = f"{stem}.{'bias' if weight.ndim == 1 else 'weight'}"
+            tensor = ir.tensor(weight.astype(teacher_in.dtype.numpy()), name=name)
+            own.append(ir.val(name, tensor.dtype, weight.shape, const_value=tensor))
+        node = ir.node(layer.op_type, [value, *own], layer.attributes, name=stem)
+        value = node.outputs[0]
+        value.name = f"{stem}.out"
+        constants.extend(own)
+        nodes.append(node)
+    value.name, value.type = teacher_out.name, teacher_out.type
+    graph = ir.Graph(
+        [x], [value], nodes=nodes, initializers=constants, opset_imports=model.graph.opset_imports, name="student"
+    )
+    student = ir.Model(graph, ir_version=model.ir_version)
+    infer_shapes(student)
+    return student

@@ -1,0 +1,189 @@
+"""Distilled subgraph substitution: a region gives way to a smaller student that reproduces its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
+
+import onnx_ir as ir
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from graphopt.base import LOSSY, Context, Pass, Preserves, Report
+from graphopt.data import Batches
+from graphopt.errors import UsageError
+from graphopt.graph import remove_unused
+from graphopt.graph.cost import cost
+from graphopt.passes.distil.depthwise import DepthwiseSeparable
+from graphopt.passes.distil.graft import activations, graft, outputs_error, student_error
+from graphopt.passes.distil.low_rank import LowRank
+from graphopt.passes.distil.merged import MergedLinear
+from graphopt.passes.distil.region import Region, of_globs, of_nodes, of_values
+from graphopt.passes.distil.search import candidates
+from graphopt.passes.distil.student import Fitted, Student, UnsupportedError, to_model
+
+STUDENTS: dict[str, type[Student]] = {s.name: s for s in (LowRank, DepthwiseSeparable, MergedLinear)}
+AIM = 0.9
+"""A student is sized on the fitting data for this part of `max_error`; the rest is room for unseen data."""
+SMALLEST_SHARE = 0.01
+"""Regions with a smaller share of the model's MACs are not tried when the choice is automatic."""
+
+
+@dataclass(frozen=True)
+class SubstituteDistilled(Pass):
+    """Replaces regions of the graph by smaller students fitted to reproduce their outputs on calibration data.
+
+    inputs, outputs: names of the values that bound one region (both or neither).
+    nodes: globs over node names; each connected group of matching nodes is a region.
+    With neither, regions are chosen: those with most MACs that some student suits, until `regions` are replaced.
+    student: "low-rank", "depthwise-separable", "merged-linear", or "auto" for the one with fewest MACs.
+    max_error: the largest relative L2 error of a region's output, ``|student(x) - teacher(x)| / |teacher(x)|``,
+        on calibration data that was held out of the fit.
+    max_macs: the largest part of its region's MACs that a student may cost.
+    held_out: the part of the calibration data that is held out.
+
+    Distillation minimises ``L = L_teacher + lambda * sum_i |f_teacher(x_i) - f_student(x_i)|``. Here there are no
+    labels, so the task loss L_teacher is absent, and the students are solved in closed form (or by alternating
+    least squares), so the distance is the squared one: ``sum_i |f_teacher(x_i) - f_student(x_i)|^2``, with a small
+    ridge toward the teacher's own weights, which every student starts from.
+
+    A student takes its region's place only if it costs at most `max_macs` of its MACs and its held-out error is at
+    most `max_error`; else the region stays as it is and the report has the numbers. Regions are fitted one after the other, each
+    on the model as the ones before left it; the fact `output_errors` is the effect of all on the model's outputs.
+    """
+
+    name: ClassVar[str] = "substitute-distilled"
+    preserves: ClassVar[Preserves] = LOSSY
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    student: Literal["auto", "low-rank", "depthwise-separable", "merged-linear"] = "auto"
+    max_error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    max_macs: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    regions: Annotated[int, Field(ge=1)] = 1
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+
+    def __post_init__(self) -> None:
+        if bool(self.inputs) != bool(self.outputs):
+            raise UsageError("'substitute-distilled': inputs and outputs bound a region together; give both or none.")
+        if self.inputs and self.nodes:
+            raise UsageError("'substitute-distilled': give a region by inputs and outputs or by nodes, not by both.")
+
+    def apply(self, model: ir.Model, context: Context) -> Report:
+        """Substitute in place.
+
+        Facts: `macs` and `parameters` before and after, `output_errors` (held-out relative L2 by output), and
+        `substitutions`, one a region replaced: its nodes, boundary, student, size, MACs, parameters, errors.
+
+        Raises:
+            DataError: no calibration data, or too few to hold some out.
+            UsageError: the region is unknown, not convex, or a value inside it is used outside.
+            PassError: the region's values are not finite.
+        """
+        fitting, held_out = context.needs_calibration(self.name).split(self.held_out)
+        report = Report()
+        original, before = model.clone(), cost(model)
+        done: list[dict[str, Any]] = []
+        gone: set[ir.Node] = set()
+        for chosen in self._choose(model, before.macs, report):
+            if self._automatic and len(done) == self.regions:
+                break
+            if not gone.isdisjoint(chosen.nodes):
+                report.skip(chosen.title, "overlaps a region that was replaced")
+                continue
+            region = of_nodes(model.graph, chosen.nodes)  # its input may be a student's output by now
+            substitution = self._substitute(model, region, fitting, held_out, report)
+            if substitution:
+                done.append(substitution)
+                gone.update(region.nodes)
+        if done:
+            remove_unused(model)
+            report.facts["output_errors"] = outputs_error(original, model, held_out)
+        after = cost(model)
+        report.facts["macs"] = {"before": before.macs, "after": after.macs}
+        report.facts["parameters"] = {"before": before.parameters, "after": after.parameters}
+        report.facts["substitutions"] = done
+        return report
+
+    @property
+    def _automatic(self) -> bool:
+        return not self.inputs and not self.nodes
+
+    def _choose(self, model: ir.Model, macs: int, report: Report) -> Iterable[Region]:
+        if self.inputs:
+            return [of_values(model.graph, self.inputs, self.outputs)]
+        if self.nodes:
+            return of_globs(model.graph, self.nodes)
+        found = candidates(model.graph)
+        for region in found:
+            if region.macs < SMALLEST_SHARE * macs:
+                report.skip(region.title, f"has {region.macs} of the model's {macs} MACs, less than a hundredth")
+        return [region for region in found if region.macs >= SMALLEST_SHARE * macs]
+
+    def _substitute(
+        self, model: ir.Model, region: Region, fitting: Batches, held_out: Batches, report: Report
+    ) -> dict[str, Any] | None:
+        """Fit, judge, and graft or leave; what was done, or None."""
+        students = self._students(model, region, report)
+        if not students:
+            return None
+        for x, y in activations(model, region, fitting):
+            for student in students:
+                student.observe(x, y)
+        built = [(to_model(model, region, one), one) for one in self._fit(students, region, report)]
+        if not built:
+            return None
+        small, best = min(built, key=lambda pair: cost(pair[0]).macs)
+        what = " ".join([best.student, *(f"{key} {value}" for key, value in best.size.items())])
+        price, macs = cost(small), region.macs
+        if price.macs > self.max_macs * macs:
+            report.skip(region.title, f"{what} has {price.macs} MACs, too many beside the teacher's {macs}")
+            return None
+        error = student_error(small, activations(model, region, held_out))
+        if not error <= self.max_error:
+            report.skip(
+                region.title,
+                f"rolled back: {what} would take {price.macs} MACs instead of {macs}, but its held-out error is "
+                f"{error:.4f}, above max_error={self.max_error:g} (fitting error {best.error:.4f})",
+            )
+            return None
+        report.change(region.title, f"{what}: {macs} -> {price.macs} MACs, held-out error {error:.4f}")
+        facts: dict[str, Any] = {
+            "nodes": [node.name for node in region.nodes],
+            "inputs": [value.name for value in region.inputs],
+            "outputs": [value.name for value in region.outputs],
+            "student": best.student,
+            **best.size,
+            "macs": {"before": macs, "after": price.macs},
+            "parameters": {"before": region.parameters, "after": price.parameters},
+            "fitting_error": best.error,
+            "held_out_error": error,
+        }
+        graft(model, region, small)
+        return facts
+
+    def _students(self, model: ir.Model, region: Region, report: Report) -> list[Student]:
+        """The students that suit the region; stretches that were only guessed at are not worth a line."""
+        found: list[Student] = []
+        reasons: list[str] = []
+        for name in STUDENTS if self.student == "auto" else [self.student]:
+            try:
+                found.append(STUDENTS[name](model, region, self.max_macs))
+            except UnsupportedError as reason:
+                reasons.append(f"{name}: {reason}")
+        if not found and (region.is_one_layer or not self._automatic):
+            report.skip(region.title, f"no student suits it ({'; '.join(reasons)})")
+        return found
+
+    def _fit(self, students: Iterable[Student], region: Region, report: Report) -> list[Fitted]:
+        fitted: list[Fitted] = []
+        reasons: list[str] = []
+        for student in students:
+            try:
+                fitted.append(student.fit(AIM * self.max_error))
+            except UnsupportedError as reason:
+                reasons.append(f"{student.name}: {reason}")
+        if not fitted:
+            report.skip(region.title, f"no student comes close enough ({'; '.join(reasons)})")
+        return fitted

@@ -11,7 +11,7 @@ from graphopt.models import get
 
 pytestmark = pytest.mark.slow
 
-FETCHED = ["angle-classifier", "ocr-detector", "ocr-recogniser", "efficientnet-lite0"]
+FETCHED = ["angle-classifier", "ocr-detector", "ocr-recogniser", "efficientnet-lite0", "crepe-tiny", "crepe-full"]
 
 
 @pytest.mark.parametrize("name", FETCHED)

@@ -7,9 +7,11 @@ import pytest
 
 from graphopt.models import get
 
+SIZES = [("efficientnet-lite0", 49, 4_694_024), ("crepe-tiny", 6, 488_000), ("crepe-full", 6, 22_245_000)]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "norms", "parameters"), [("efficientnet-lite0", 49, 4_694_024)])
+@pytest.mark.parametrize(("name", "norms", "parameters"), SIZES)
 def test_conversion_is_valid_onnx_with_unfused_batch_norm(name, norms, parameters):
     path = get(name).path()
     onnx.checker.check_model(path, full_check=True)

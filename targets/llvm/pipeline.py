@@ -1,0 +1,55 @@
+"""The whole way from a lowered module to a shared library, one named step after the other."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.relax import transform
+
+from graphopt.targets.llvm.cpu import Cpu
+from graphopt.targets.llvm.schedule import schedule_module
+
+
+def compile_module(module: tvm.IRModule, cpu: Cpu, parallel: bool) -> tuple[tvm.runtime.Executable, list[str]]:
+    """Compile `module` for `cpu`: operators to loops, loops fused, scheduled, and turned into machine code.
+
+    Returns the executable, and the names of the kernels that no schedule applied to.
+    """
+    target = cpu.tvm_target()
+    to_kernels = tvm.transform.Sequential(
+        [
+            transform.DecomposeOpsForInference(),
+            transform.CanonicalizeBindings(),
+            transform.DeadCodeElimination(),
+            relax.backend.DispatchSampling(),
+            relax.backend.DispatchSortScan(),
+            transform.LegalizeOps(),
+            transform.AnnotateTIROpPattern(),
+            transform.FoldConstant(),
+            transform.FuseOps(),
+            transform.FuseTIR(),
+            transform.DeadCodeElimination(),
+        ]
+    )
+    with target:
+        kernels, unscheduled = schedule_module(to_kernels(module), cpu, parallel)
+        return relax.build(kernels, target, relax_pipeline=_to_virtual_machine()), unscheduled
+
+
+def _to_virtual_machine() -> tvm.transform.Pass:
+    """Plan memory and lower what calls the kernels to the virtual machine's instructions."""
+    return tvm.transform.Sequential(
+        [
+            transform.RewriteDataflowReshape(),
+            transform.ToNonDataflow(),
+            transform.RemovePurityChecking(),
+            transform.CallTIRRewrite(),
+            transform.StaticPlanBlockMemory(),
+            transform.LowerAllocTensor(),
+            transform.KillAfterLastUse(),
+            transform.LowerRuntimeBuiltin(),
+            transform.ComputePrimValue(),
+            transform.VMShapeLower(),
+            transform.AttachGlobalSymbol(),
+        ]
+    )

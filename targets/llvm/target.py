@@ -1,0 +1,68 @@
+"""The `llvm` target: machine code for a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from graphopt.base import Context, Program, Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Llvm(Target):
+    """Machine code for a CPU: `native` or a named one (x86-64-v3, znver3, neoverse-n1...).
+
+    `mcpu`: the CPU that runs the artifact; its instructions are used, so no older one can run it.
+    `threads`: 1 compiles kernels without any thread hand-over; 0 leaves the number to the run.
+    """
+
+    name: ClassVar[str] = "llvm"
+    mcpu: str = "native"
+    threads: int = Field(default=0, ge=0, le=1024)
+
+    def build(self, model: ir.Model, context: Context) -> Program:
+        """Compile `model` for the CPU. Quantized operators run as the float arithmetic their Q/DQ pairs define.
+
+        Raises:
+            LoweringError: naming each operator that can't be lowered; or no linker.
+            UsageError: an unknown CPU.
+        """
+        from graphopt.targets.llvm.cpu import resolve
+        from graphopt.targets.llvm.link import to_library
+        from graphopt.targets.llvm.pipeline import compile_module
+        from graphopt.targets.lowering import lower
+
+        cpu = resolve(self.mcpu)
+        lowered = lower(model)
+        executable, unscheduled = compile_module(lowered.module, cpu, parallel=self.threads != 1)
+        return Program(
+            library=to_library(executable, cpu.triple),
+            weights=lowered.weights,
+            inputs=lowered.inputs,
+            outputs=lowered.outputs,
+            cpu_features=sorted(cpu.features),
+            report={"cpu": cpu.mcpu, "triple": cpu.triple, "threads": self.threads, "unscheduled": unscheduled},
+        )
+
+    @classmethod
+    def status(cls) -> Mapping[str, Any]:
+        """The native CPU, the named ones, and whether there is a linker (none: nothing can be compiled)."""
+        from graphopt.targets.llvm.cpu import named_cpus, native
+        from graphopt.targets.llvm.link import WAY_OUT, linker
+
+        cpu = native()
+        command = linker(cpu.triple)
+        return {
+            "ready": command is not None,
+            "native": cpu.mcpu,
+            "lanes": cpu.lanes,
+            "linker": command or f"none: {WAY_OUT}",
+            "named": [name for name, named in named_cpus().items() if linker(named.triple)],
+            "no_linker_for": [name for name, named in named_cpus().items() if not linker(named.triple)],
+        }

@@ -45,6 +45,7 @@ def normalise(model: ir.Model) -> ir.Model:
         ModelError: the graph is invalid, cyclic, or its shapes contradict each other.
     """
     _initializers_to_constants(model)
+    _name_open_dims(model)
     _sort(model)
     common.NameFixPass()(model)
     check(model)
@@ -102,6 +103,25 @@ def _initializers_to_constants(model: ir.Model) -> None:
         if any(v.is_initializer() for v in graph.inputs):
             graph.inputs[:] = [v for v in graph.inputs if not v.is_initializer()]
     model.ir_version = max(model.ir_version, MIN_IR_VERSION)
+
+
+def _name_open_dims(model: ir.Model) -> None:
+    """Each open dimension of an input gets a name of its own, ``<input>_<axis>``, so that it can be bound.
+
+    Exporters write an unknown size as -1, as "?" (for several unequal sizes), or not at all. Negative sizes
+    elsewhere become unknown, and are inferred.
+    """
+    for value in model.graph.inputs:
+        if value.shape is not None:
+            value.shape = ir.Shape([f"{value.name}_{k}" if _is_open(d) else d for k, d in enumerate(value.shape)])
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.shape is not None and any(map(_is_open, value.shape)):
+                value.shape = ir.Shape([None if _is_open(d) else d for d in value.shape])
+
+
+def _is_open(dim: int | ir.SymbolicDim) -> bool:
+    return dim < 0 if isinstance(dim, int) else dim.value in (None, "", "?")
 
 
 def _sort(model: ir.Model) -> None:

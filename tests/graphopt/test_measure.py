@@ -1,0 +1,103 @@
+import json
+import time
+
+import numpy as np
+import pytest
+
+import graphopt
+from graphopt.errors import DataError, UsageError
+from graphopt.measure import bench, evaluate
+from graphopt.models.base import Evaluation, accuracy
+
+
+def sleeper(milliseconds, calls=None, name=""):
+    def run(feeds):
+        if calls is not None:
+            calls.append(name)
+        time.sleep(milliseconds / 1e3)
+        return feeds
+
+    return run
+
+
+def test_ratio_is_the_baselines_time_over_the_runners():
+    rows = bench({"slow": sleeper(6), "fast": sleeper(2)}, {}, baseline="slow", seconds=0.3)
+    slow, fast = rows
+    assert (slow.name, slow.ratio) == ("slow", 1.0)
+    assert 2.0 < fast.ratio < 3.2
+    assert 6.0 < slow.median_ms < 12.0
+    assert fast.p10_ms <= fast.median_ms <= fast.p90_ms
+    assert fast.ratio_p10 <= fast.ratio <= fast.ratio_p90
+    assert slow.rounds == fast.rounds >= 5
+
+
+def test_runners_take_turns_and_the_first_place_rotates():
+    calls = []
+    runners = {name: sleeper(0, calls, name) for name in "abc"}
+    bench(runners, {}, seconds=0, warmup=1, min_rounds=3)
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
+
+
+def test_first_runner_is_the_default_baseline():
+    assert bench({"only": sleeper(0)}, {}, seconds=0)[0].ratio == 1.0
+
+
+def test_bad_baselines_are_refused():
+    with pytest.raises(UsageError, match="baseline 'x' is not among the runners: a, b"):
+        bench({"a": sleeper(0), "b": sleeper(0)}, {}, baseline="x")
+    with pytest.raises(UsageError, match="nothing to run"):
+        bench({}, {})
+
+
+def test_evaluate_streams_and_scores_in_order():
+    logits = np.eye(4, dtype=np.float32)
+    labels = np.array([0, 1, 2, 0])
+    alive = []
+
+    def feeds():
+        for start in (0, 2):
+            alive.append(start)
+            yield {"x": logits[start : start + 2]}
+
+    def run(batch):
+        assert alive[-1] == {0.0: 0, 1.0: 2}[float(batch["x"][0, 2])]  # no batch is drawn ahead of its turn
+        return {"y": batch["x"]}
+
+    evaluation = Evaluation("accuracy", 4, feeds, lambda outputs: accuracy(outputs, "y", labels))
+    assert evaluate(run, evaluation) == 0.75
+
+
+@pytest.fixture(scope="module")
+def artifact_path(tmp_path_factory):
+    from graphopt import models
+
+    path = tmp_path_factory.mktemp("measure") / "digits.gopt"
+    return graphopt.compile(models.get("digits").path(), "llvm").save(path)
+
+
+def test_bench_artifact_beside_onnxruntime(artifact_path):
+    from graphopt.measure.artifact import bench_artifact
+
+    row = bench_artifact(artifact_path, seconds=0.2)
+    assert row["rounds"] >= 5
+    assert row["graphopt_ms"] > 0
+    assert row["onnxruntime_ms"] > 0
+    assert row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
+    assert row["ratio"] == pytest.approx(row["onnxruntime_ms"] / row["graphopt_ms"], rel=0.5)
+    json.dumps(row)
+
+
+def test_bench_artifact_takes_inputs_from_a_file(artifact_path, tmp_path):
+    from graphopt.measure.artifact import bench_artifact
+
+    np.savez(tmp_path / "wrong.npz", nonsense=np.zeros(3, np.float32))
+    with pytest.raises(DataError, match="nonsense"):
+        bench_artifact(artifact_path, feeds=tmp_path / "wrong.npz", seconds=0.1)
+
+
+def test_digits_keep_their_accuracy_through_the_artifact(artifact_path):
+    from graphopt import artifact, models
+
+    digits = models.get("digits")
+    with artifact.load(artifact_path) as program:
+        assert evaluate(program.run, digits.evaluation()) == pytest.approx(digits.baseline, abs=1e-9)

@@ -11,7 +11,15 @@ from graphopt.models import get
 
 pytestmark = pytest.mark.slow
 
-FETCHED = ["angle-classifier", "ocr-detector", "ocr-recogniser", "efficientnet-lite0", "crepe-tiny", "crepe-full"]
+FETCHED = [
+    "angle-classifier",
+    "ocr-detector",
+    "ocr-recogniser",
+    "efficientnet-lite0",
+    "crepe-tiny",
+    "crepe-full",
+    "magika",
+]
 
 
 @pytest.mark.parametrize("name", FETCHED)

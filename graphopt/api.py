@@ -63,12 +63,9 @@ def compile(
     Raises:
         GraphoptError: see `graphopt.errors`.
     """
-    from graphopt import artifact
-
     before = open_model(model, dims)
     result = run_pipeline(before, pipeline, calibration=calibration, seed=seed, verify=verify)
-    program, parts = build(before, result, target, seed=seed)
-    return artifact.assemble(program, **parts)
+    return compile_result(before, result, target, seed=seed)
 
 
 def load(path: str | Path, threads: int | None = None) -> Executable:
@@ -146,6 +143,16 @@ def build(before: ir.Model, result: Result, target: str | Target, *, seed: int =
     program = target.build(result.model, Context(seed=seed))
     report = {"passes": [step_report(step) for step in result.steps], "target": program.report}
     return program, Parts(target=str(spec_of(target)), before=before, after=result.model, report=report)
+
+
+def compile_result(
+    before: ir.Model, result: Result, target: str | Target, *, seed: int = 0, threads: int | None = None
+) -> Executable:
+    """What `compile` does once the passes have run."""
+    from graphopt import artifact
+
+    program, parts = build(before, result, target, seed=seed)
+    return artifact.assemble(program, **parts, threads=threads)
 
 
 def step_report(step: Step) -> dict[str, Any]:

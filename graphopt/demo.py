@@ -1,0 +1,176 @@
+"""The main job on a reference model: each pass and each target, with what it did to size, speed and accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.errors import UsageError
+from graphopt.measure import bench, evaluate
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.artifact import Executable
+    from graphopt.base import Pass
+    from graphopt.models import Evaluation, ReferenceModel
+    from graphopt.oracle import Session
+    from graphopt.pipeline import Result, Step
+
+PIPELINE = "fold-batch-norm,substitute-distilled,prune-magnitude{sparsity=0.5},insert-qdq"
+TARGETS = ("llvm", "cuda", "npu")
+
+
+@dataclasses.dataclass
+class Stage:
+    """The graph after one pass. Ratios compare latency at batch 1, one thread, with onnxruntime on the float model.
+
+    `metric`: of the graph in onnxruntime, on held-out labels. `macs`: for one sample.
+    """
+
+    name: str
+    graph: Path
+    nodes: int
+    parameters: int
+    zeros: float
+    weight_bytes: int
+    macs: int
+    metric: float
+    onnxruntime_ratio: float
+    llvm_ratio: float
+    notes: list[str] = dataclasses.field(default_factory=list[str])
+
+
+@dataclasses.dataclass
+class Built:
+    """The final graph on one target. `metric` and `ratio` are None where it could not be run here."""
+
+    name: str
+    artifact: Path
+    artifact_bytes: int
+    metric: float | None
+    ratio: float | None
+    notes: list[str] = dataclasses.field(default_factory=list[str])
+
+
+def run_demo(
+    model: ReferenceModel,
+    folder: Path,
+    pipeline: Sequence[Pass],
+    targets: Sequence[str] = TARGETS,
+    seconds: float = 1.0,
+) -> Iterator[Stage | Built]:
+    """Yield the float baseline, a `Stage` after each pass, and a `Built` for each target, as they are done.
+
+    Leaves ``NN-pass.onnx`` and ``TARGET.gopt`` in `folder`. `seconds`: how long each latency is measured.
+
+    Raises:
+        UsageError: the model has no labelled data, or no calibration data.
+    """
+    from graphopt import oracle
+    from graphopt.api import open_model, run_pipeline
+
+    if model.evaluation is None or model.calibration is None:
+        raise UsageError(f"the demo needs labelled and calibration data, and {model.name!r} does not have both.")
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation, feeds = model.evaluation(), model.example(1)
+    before = open_model(model.path())
+    baseline = oracle.Session(before, optimised=True)
+    yield _stage("float baseline", None, before, before, folder / "00-float.onnx", baseline, evaluation, feeds, seconds)
+    current, steps = before, list[Any]()
+    for number, pass_ in enumerate(pipeline, 1):
+        result = run_pipeline(current, [pass_], calibration=model.calibration)
+        current, steps = result.model, [*steps, *result.steps]
+        path = folder / f"{number:02}-{pass_.name}.onnx"
+        yield _stage(pass_.name, result.steps[0], before, current, path, baseline, evaluation, feeds, seconds)
+    from graphopt.pipeline import Result
+
+    for target in targets:
+        yield _built(target, before, Result(current, steps), folder, baseline, evaluation, feeds, seconds)
+
+
+def _stage(
+    name: str,
+    step: Step | None,
+    before: ir.Model,
+    model: ir.Model,
+    path: Path,
+    baseline: Session,
+    evaluation: Evaluation,
+    feeds: Any,
+    seconds: float,
+) -> Stage:
+    from graphopt import api, graph, oracle
+    from graphopt.graph.cost import cost
+    from graphopt.pipeline import Result
+
+    graph.save(model, path)
+    session = oracle.Session(model, optimised=True)
+    program = api.compile_result(before, Result(model, []), "llvm{threads=1}", threads=1)
+    rows = bench({"baseline": baseline.run, "onnxruntime": session.run, "llvm": program.run}, feeds, seconds=seconds)
+    total = cost(model)
+    notes = [f"left {s.node}: {s.reason}" for s in step.report.skipped] if step is not None else []
+    if step is not None and not step.changed:
+        notes.insert(0, "changed nothing")
+    return Stage(
+        name=name,
+        graph=path,
+        nodes=len(total.nodes),
+        parameters=total.parameters,
+        zeros=_zeros(model),
+        weight_bytes=total.weight_bytes,
+        macs=total.macs,
+        metric=evaluate(session.run, evaluation),
+        onnxruntime_ratio=rows[1].ratio,
+        llvm_ratio=rows[2].ratio,
+        notes=notes,
+    )
+
+
+def _built(
+    target: str,
+    before: ir.Model,
+    result: Result,
+    folder: Path,
+    baseline: Session,
+    evaluation: Evaluation,
+    feeds: Any,
+    seconds: float,
+) -> Built:
+    from graphopt import api, artifact
+    from graphopt.errors import ArtifactError
+
+    path = folder / f"{target}.gopt"
+    program, parts = api.build(before, result, target)
+    artifact.write(path, program, **parts)
+    built = Built(target, path, path.stat().st_size, None, None, list(program.report.get("notes", [])))
+    try:
+        executable = artifact.load(path, threads=1)
+    except ArtifactError as error:
+        built.notes.append(f"not run: {error}")
+        return built
+    with executable:
+        built.metric = evaluate(executable.run, evaluation)
+        if target == "llvm":
+            built.ratio = _ratio(baseline, executable, feeds, seconds)
+    return built
+
+
+def _ratio(baseline: Session, executable: Executable, feeds: Any, seconds: float) -> float:
+    return bench({"baseline": baseline.run, "llvm": executable.run}, feeds, seconds=seconds)[1].ratio
+
+
+def _zeros(model: ir.Model) -> float:
+    """The share of zeros among the weights (floating point or int8 initializers with two or more dimensions)."""
+    zeros = elements = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and len(tensor.shape) >= 2:
+            array = tensor.numpy()
+            zeros += array.size - np.count_nonzero(array)
+            elements += array.size
+    return zeros / elements if elements else 0.0

@@ -48,8 +48,9 @@ class SubstituteDistilled(Pass):
     ridge toward the teacher's own weights, which every student starts from.
 
     A student takes its region's place only if it costs at most `max_macs` of its MACs and its held-out error is at
-    most `max_error`; else the region stays as it is and the report has the numbers. Regions are fitted one after the other, each
-    on the model as the ones before left it; the fact `output_errors` is the effect of all on the model's outputs.
+    most `max_error`; else the region stays as it is and the report has the numbers. Regions are fitted one after
+    the other, each on the model as those before left it; the fact `output_errors` is what all of them together do
+    to the model's outputs.
     """
 
     name: ClassVar[str] = "substitute-distilled"

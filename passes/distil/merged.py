@@ -43,7 +43,7 @@ class MergedLinear(Student):
         teacher = sum(_elements(node.inputs[1]) for node in linear)
         if self.inputs * self.outputs > budget * teacher:
             raise UnsupportedError(
-                f"one {self.outputs} x {self.inputs} matrix has not enough fewer MACs than its layers, {teacher} a position"
+                f"one {self.outputs} x {self.inputs} matrix saves too little beside {teacher} MACs a position"
             )
         if self.inputs + self.outputs > LARGEST:
             raise UnsupportedError(f"it has {self.inputs} + {self.outputs} channels, more than {LARGEST} together")

@@ -64,10 +64,10 @@ class Student(abc.ABC):
 
 
 def to_model(model: ir.Model, region: Region, fitted: Fitted) -> ir.Model:
-    """The student as a model of its own: the region's input in, the region's output out, names and types alike."""
+    """The student as a model of its own: ``x``, of the region's input type, in; ``y`` out."""
     teacher_in, teacher_out = region.inputs[0], region.outputs[0]
     assert teacher_in.dtype is not None
-    x = ir.val(teacher_in.name, type=teacher_in.type, shape=teacher_in.shape)
+    x = ir.val("x", type=teacher_in.type, shape=teacher_in.shape)
     value, nodes, constants = x, list[ir.Node](), list[ir.Value]()
     for index, layer in enumerate(fitted.layers):
         stem = f"{region.name}/{fitted.student}_{index}"
@@ -81,7 +81,7 @@ def to_model(model: ir.Model, region: Region, fitted: Fitted) -> ir.Model:
         value.name = f"{stem}.out"
         constants.extend(own)
         nodes.append(node)
-    value.name, value.type = teacher_out.name, teacher_out.type
+    value.name, value.type = "y", teacher_out.type
     graph = ir.Graph(
         [x], [value], nodes=nodes, initializers=constants, opset_imports=model.graph.opset_imports, name="student"
     )

@@ -32,23 +32,23 @@ def constant_array(value: ir.Value | None) -> Array | None:
 def fresh_name(graph: ir.Graph, hint: str) -> str:
     """A value and node name that nothing in `graph` or its subgraphs has: `hint`, else `hint_1`, `hint_2`...
 
-    The set of taken names is kept on the graph (`graph.meta`), so that many calls cost one scan.
+    The taken names, and how far each was counted, are kept on the graph (`graph.meta`): many calls cost one scan.
     """
-    taken: set[str] | None = graph.meta.get("graphopt.names")
+    taken: dict[str, int] | None = graph.meta.get("graphopt.names")
     if taken is None:
-        taken = _names(graph)
+        taken = dict.fromkeys(_names(graph), 0)
         graph.meta["graphopt.names"] = taken
-    name, count = hint, 0
+    name = hint
     while name in taken:
-        count += 1
-        name = f"{hint}_{count}"
-    taken.add(name)
+        taken[hint] += 1
+        name = f"{hint}_{taken[hint]}"
+    taken[name] = 0
     return name
 
 
 def forget_names(model: ir.Model) -> None:
     """Drop the names that `fresh_name` remembered: nodes may have come and gone without it."""
-    for graph in model.graphs():
+    for graph in [*model.graphs(), *(function.graph for function in model.functions.values())]:
         graph.meta.pop("graphopt.names", None)
 
 

@@ -1,10 +1,11 @@
 """Weights for a network of which only the structure is known: seeded, and alive through the whole depth.
 
-Filters are normal and of zero mean over their fan-in, as trained ones nearly are; that keeps different images
-apart where plain positive activations would drown them (Qiao et al., Weight Standardization, 2019). Then the
-statistics follow the data (Mishkin and Matas, All You Need is a Good Init, 2016): node by node over sample
-images, each BatchNormalization gets the mean and variance that it meets; each other Conv or Gemm is scaled to
-outputs of unit variance, and its bias, if it has one, makes the mean of each channel zero.
+Filters are normal, their taps alike enough to smooth more than they sharpen; scales are positive, small where a
+BatchNormalization ends a residual branch, as after training (Goyal et al., Large Minibatch SGD, 2017). Without
+these two, rounding errors would grow a hundredfold through a deep random network, and not in a trained one.
+Then the statistics follow the data (Mishkin and Matas, All You Need is a Good Init, 2016): node by node over
+sample images, each BatchNormalization gets the mean and variance that it meets; each other Conv or Gemm is
+scaled to outputs of unit variance, and its bias, if it has one, makes the mean of each channel zero.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from graphopt import oracle
 from graphopt.errors import ModelError
 from graphopt.models.base import Array, Feeds
 
+_BRANCH_SCALE = 0.3
+
 
 def realistic(model: ir.Model, feeds: Feeds, seed: int) -> None:
     """Give every float weight of `model` a value, in place; `feeds` are the samples that set the statistics.
@@ -30,6 +33,10 @@ def realistic(model: ir.Model, feeds: Feeds, seed: int) -> None:
     for value in model.graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT and value.shape:  # a scalar is a bound or a factor, not a weight
             _set(value, _draw(*_role(value), tuple(value.shape.numpy()), rng))
+    for node in model.graph:
+        if node.op_type == "BatchNormalization" and _ends_branch(node):
+            scale = _weight(node.inputs[1])
+            _set(scale, _BRANCH_SCALE * _array(scale))
     values = dict(feeds)
     uses = Counter(value for node in model.graph for value in node.inputs)
     for node in model.graph:
@@ -64,9 +71,10 @@ def _normalise(node: ir.Node, y: Array) -> Array:
 def _draw(op_type: str, index: int, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     match op_type, index:
         case "Conv" | "Gemm", 1:
-            filters = rng.standard_normal(shape, np.float32).reshape(shape[0], -1)
-            filters -= filters.mean(axis=1, keepdims=True)
-            return (filters / math.sqrt(filters.shape[1])).reshape(shape)
+            taps = rng.standard_normal(shape, np.float32)
+            if op_type == "Conv":
+                taps += rng.standard_normal((*shape[:2], 1, 1), np.float32)
+            return taps / math.sqrt(math.prod(shape[1:]))
         case "BatchNormalization" | "Mul", 1:
             return np.abs(rng.normal(1, 0.3, shape))
         case ("BatchNormalization", 2) | ("Add", 1):
@@ -81,6 +89,21 @@ def _role(value: ir.Value) -> tuple[str, int]:
     """What a weight is, by its first use: the consumer's type, and which of its inputs."""
     node, index = next(iter(value.uses()))
     return _role(node.outputs[0]) if node.op_type in ("Reshape", "Unsqueeze") else (node.op_type, index)
+
+
+def _ends_branch(node: ir.Node) -> bool:
+    """Whether the output is added to something that is not itself normalised: a block's input."""
+    return any(
+        consumer.op_type in ("Add", "Sum")
+        and not any(value is None or value.is_initializer() for value in consumer.inputs)
+        and not all(value is not None and _is_normalised(value) for value in consumer.inputs)
+        for consumer in node.outputs[0].consumers()
+    )
+
+
+def _is_normalised(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "BatchNormalization"
 
 
 def _only_feeds_batch_norm(value: ir.Value) -> bool:

@@ -29,10 +29,10 @@ def images(batch: int, seed: int = 0) -> Array:
     frequency = np.hypot(np.fft.fftfreq(224)[:, None], np.fft.rfftfreq(224))
     frequency[0, 0] = np.inf
     noise = np.fft.rfft2(rng.standard_normal((batch, 4, 224, 224)))
-    layers = np.fft.irfft2(noise / frequency ** rng.uniform(0.6, 1.6, (batch, 1, 1, 1)), s=(224, 224))
+    layers = np.fft.irfft2(noise / frequency ** rng.uniform(0.8, 1.3, (batch, 1, 1, 1)), s=(224, 224))
     layers /= layers.std(axis=(2, 3), keepdims=True)
     colours = layers[:, :1] + 0.5 * layers[:, 1:]  # the channels of a photograph go together
-    contrast, cast = rng.uniform(0.4, 1.1, (batch, 1, 1, 1)), rng.normal(0, 0.4, (batch, 3, 1, 1))
+    contrast, cast = rng.uniform(0.6, 1.0, (batch, 1, 1, 1)), rng.normal(0, 0.4, (batch, 3, 1, 1))
     return (contrast * colours + cast).astype(np.float32)
 
 

@@ -16,7 +16,7 @@ from tvm.relax.frontend import detach_params
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from graphopt.errors import LoweringError
-from graphopt.targets.lowering.support import explain
+from graphopt.targets.lowering.support import EXTERNAL, explain
 
 
 def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[Any, Any]], dict[str, str]]:
@@ -57,12 +57,19 @@ class _Importer(ONNXGraphImporter):
         self.sources: dict[str, str] = {}
         self._onnx_nodes = {node.name: node for node in model.graph.all_nodes()}
 
+    def _check_for_unsupported_ops(self, graph: Any) -> None:
+        """`refuse_unsupported` has looked at every node, and knows `EXTERNAL` too."""
+
     def _convert_operator(self, op_name: str, inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
         node = self._onnx_nodes[attrs["tvm_custom"]["name"]]
         try:
-            result = super()._convert_operator(op_name, inputs, attrs, opset)
+            if (node.domain, op_name) == EXTERNAL:
+                result = _call_packed(node, inputs)
+            else:
+                result = super()._convert_operator(op_name, inputs, attrs, opset)
         except Exception as error:
-            self.failures.setdefault(f"{op_name} ({_first_line(error)})", []).append(str(node.name))
+            if not (self.failures and any(map(_of_unknown_rank, inputs))):  # not a consequence of an earlier one
+                self.failures.setdefault(f"{op_name} ({_first_line(error)})", []).append(str(node.name))
             placeholders = [self._placeholder(value) for value in node.outputs]
             return placeholders[0] if len(placeholders) == 1 else relax.Tuple(tuple(placeholders))
         if isinstance(result, relax.Call):
@@ -76,6 +83,20 @@ class _Importer(ONNXGraphImporter):
         static = value.shape is not None and value.shape.is_static()
         shape = list(value.shape.numpy()) if static and value.shape is not None else None
         return self._new_var(str(value.name), shape, dtype)  # pyright: ignore[reportArgumentType]
+
+
+def _call_packed(node: ir.Node, inputs: list[Any]) -> relax.Expr:
+    """The call an `EXTERNAL` node stands for."""
+    (output,) = node.outputs
+    if output.shape is None or output.dtype is None or not output.shape.is_static():
+        raise ValueError("the type of its output is not known")
+    result = relax.TensorType(list(output.shape.numpy()), str(output.dtype.numpy()))  # pyright: ignore[reportArgumentType]
+    symbol = str(node.attributes.get_string("symbol"))
+    return relax.call_dps_packed(symbol, relax.Tuple(list(inputs)), out_ty=result)
+
+
+def _of_unknown_rank(expression: Any) -> bool:
+    return isinstance(expression, relax.Expr) and getattr(expression.ty, "ndim", 0) == -1
 
 
 def _drop_unused(

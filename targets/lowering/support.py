@@ -26,6 +26,9 @@ MICROSOFT = frozenset(
     }
 )
 BOTH_DOMAINS = frozenset({"Gelu"})
+# A node a target puts in: it calls the packed function named by its attribute `symbol` with inputs and output, which
+# must have a static type.
+EXTERNAL = ("graphopt", "CallPacked")
 DTYPES = frozenset(
     {
         ir.DataType.FLOAT,
@@ -43,6 +46,8 @@ def has_converter(domain: str, op_type: str) -> bool:
     """Whether the importer has a converter that means this operator."""
     from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map  # pyright: ignore[reportPrivateUsage]
 
+    if domain == EXTERNAL[0]:
+        return op_type == EXTERNAL[1]
     if domain == "com.microsoft":
         return op_type in MICROSOFT
     if domain != "" or (op_type in MICROSOFT and op_type not in BOTH_DOMAINS):

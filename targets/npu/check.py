@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.errors import LoweringError
-from graphopt.targets.npu.isa import ACCUMULATE, Exec, Fill, Instruction, Load, Store, Vector, touches
+from graphopt.targets.npu.isa import ACCUMULATE, RAW_OUTPUT, Exec, Fill, Instruction, Load, Store, Vector, touches
 from graphopt.targets.npu.machine import Machine
 from graphopt.targets.npu.stream import Stream
 
@@ -61,7 +61,8 @@ def _mark(i: Instruction, written: dict[str, np.ndarray], stored: np.ndarray) ->
         written["accumulator"][i.acc : i.acc + 4 * i.groups * i.oc * i.oh * i.ow] = True
     elif isinstance(i, Vector):
         shape, strides = (i.channels, i.positions), (i.channel_stride, i.position_stride)
-        np.ndarray(shape, np.bool_, pad, i.pad, strides)[...] = True
+        size = 4 if i.flags & RAW_OUTPUT else 1
+        np.ndarray((*shape, size), np.bool_, pad, i.pad, (*strides, 1))[...] = True
     elif isinstance(i, Store):
         shape, strides = (i.planes, i.rows, i.size), (i.dram_plane_stride, i.dram_row_stride, 1)
         np.ndarray(shape, np.uint8, stored, i.dram, strides)[...] += 1

@@ -14,6 +14,7 @@ from graphopt.targets.npu.isa import (
     INPUT,
     OUTPUT,
     PARAMETER_BYTES,
+    RAW_OUTPUT,
     SIGNED_INPUT,
     SIGNED_OUTPUT,
     SIGNED_WEIGHT,
@@ -39,10 +40,9 @@ def compile_layer(layer: Layer, machine: Machine) -> tuple[Stream, Array]:
     """The checked stream of `layer` and its constants: the weights, then one parameter record per channel (uint8).
 
     Raises:
-        LoweringError: no tile fits the machine.
-        ValueError: a requantisation multiplier that the machine can't express.
+        ValueError: no tile fits the machine, or it can't express a requantisation multiplier.
     """
-    records = pack_parameters(layer.bias, layer.multiplier, machine.requantise)
+    records = pack_parameters(layer.bias, layer.requantise.multiplier, machine.requantise)
     constants = np.concatenate([np.ascontiguousarray(part).view(np.uint8).ravel() for part in (layer.weights, records)])
     geometry = layer.geometry
     emitter = _Emitter(layer, choose(geometry, machine), machine)
@@ -187,16 +187,19 @@ class _Emitter:
             dram, size = g.weight_bytes + first * PARAMETER_BYTES, channels * PARAMETER_BYTES
             self.code.append(Load(CONSTANTS, dram, parameters, 1, 1, size, 0, size, 0, size))
         pad, _ = self._outputs.place(object())
-        strides = (1, channels) if g.channels_last else (positions, 1)
-        flags = SIGNED_OUTPUT if layer.output_signed else 0
-        clamp = (layer.output_zero, layer.low, layer.high)
-        self.code.append(Vector(flags, *clamp, acc, parameters, pad, channels, positions, *strides))
+        size, out = g.output_size, layer.requantise
+        strides = (size, channels * size) if g.channels_last else (positions * size, size)
+        flags = (SIGNED_OUTPUT if out.signed else 0) | (RAW_OUTPUT if out.raw else 0)
+        self.code.append(
+            Vector(flags, out.zero, out.low, out.high, acc, parameters, pad, channels, positions, *strides)
+        )
         if g.channels_last:
-            dram = x[0] * g.oc + first
-            self.code.append(Store(OUTPUT, dram, pad, 1, positions, channels, 0, g.oc, 0, channels))
+            dram = (x[0] * g.oc + first) * size
+            block = (1, positions, channels * size, 0, g.oc * size, 0, channels * size)
         else:
-            dram = ((n * g.groups * g.oc + first) * g.oh + y[0]) * g.ow + x[0]
-            self.code.append(Store(OUTPUT, dram, pad, channels, y[1], x[1], g.oh * g.ow, g.ow, positions, x[1]))
+            dram = (((n * g.groups * g.oc + first) * g.oh + y[0]) * g.ow + x[0]) * size
+            block = (channels, y[1], x[1] * size, g.oh * g.ow * size, g.ow * size, positions * size, x[1] * size)
+        self.code.append(Store(OUTPUT, dram, pad, *block))
 
 
 def _spans(whole: int, size: int) -> Iterator[Span]:

@@ -28,8 +28,9 @@ from typing import ClassVar
 WORD = 64
 CONSTANTS, INPUT, OUTPUT = 0, 1, 2
 PARAMETER_BYTES = 12
-ACCUMULATE, SIGNED_INPUT, SIGNED_WEIGHT, SIGNED_OUTPUT = 1, 2, 4, 8
-"""Flags: `exec` adds to what the accumulators hold instead of overwriting it; how 8-bit values are read."""
+ACCUMULATE, SIGNED_INPUT, SIGNED_WEIGHT, SIGNED_OUTPUT, RAW_OUTPUT = 1, 2, 4, 8, 16
+"""Flags: `exec` adds to what the accumulators hold instead of overwriting it; how 8-bit values are read and written;
+`vector` adds the bias only and writes int32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Exec:
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """Requantise accumulators: add bias, scale, add `zero`, clamp to [low, high], write 8-bit values."""
+    """Requantise accumulators: add bias, scale, add `zero`, clamp to [low, high], write. Strides are in bytes."""
 
     MNEMONIC: ClassVar[str] = "vector"
     FORMAT: ClassVar[str] = "<xB3h7I"
@@ -194,7 +195,9 @@ def touches(instruction: Instruction) -> list[Touch]:
             Touch("accumulator", i.acc, i.acc + 4 * i.groups * i.oc * i.oh * i.ow, True),
         ]
     if isinstance(i, Vector):
-        out = _extent(1, (i.channels, i.channel_stride), (i.positions, i.position_stride))
+        out = _extent(
+            4 if i.flags & RAW_OUTPUT else 1, (i.channels, i.channel_stride), (i.positions, i.position_stride)
+        )
         return [
             Touch("accumulator", i.acc, i.acc + 4 * i.channels * i.positions, False),
             Touch("scratchpad", i.parameters, i.parameters + PARAMETER_BYTES * i.channels, False),

@@ -34,6 +34,7 @@ class Geometry:
     dilation: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)  # top, left
     channels_last: bool = False
+    output_size: int = 1  # bytes of an output element: 1, or 4 for int32
 
     @property
     def macs(self) -> int:
@@ -48,7 +49,7 @@ class Geometry:
     @property
     def output_bytes(self) -> int:
         """Size of the output tensor."""
-        return self.batch * self.groups * self.oc * self.oh * self.ow
+        return self.batch * self.groups * self.oc * self.oh * self.ow * self.output_size
 
     @property
     def weight_bytes(self) -> int:
@@ -69,22 +70,36 @@ def _touched(outputs: int, kernel: int, stride: int, dilation: int, pad: int, si
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Layer:
-    """One quantized layer. weights: (groups*oc, cin*kh*kw) int8 or uint8; bias int32, multiplier float32: (groups*oc,).
+class Requantise:
+    """How accumulators become outputs. multiplier: float32, one per channel; the rest as in `numerics`.
 
-    `low`, `high` clamp the output; they hold the activation (Relu, Clip) as well as the range of the type.
+    `low`, `high` hold the activation (Relu, Clip) as well as the range of the type. With `raw` the outputs are the
+    int32 accumulators with the bias added, and `multiplier` is what one of their units is worth.
     """
+
+    multiplier: Array
+    signed: bool
+    zero: int
+    low: int
+    high: int
+    raw: bool = False
+
+    @classmethod
+    def none(cls, unit: Array) -> Requantise:
+        """Leave the accumulators as they are; one is worth `unit`."""
+        return cls(unit, True, 0, 0, 0, raw=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """One quantized layer. weights: (groups*oc, cin*kh*kw) int8 or uint8; bias: int32 (groups*oc,)."""
 
     name: str
     op: str
     geometry: Geometry
     weights: Array
     bias: Array
-    multiplier: Array
     input_signed: bool
-    output_signed: bool
     input_zero: int
     weight_zero: int
-    output_zero: int
-    low: int
-    high: int
+    requantise: Requantise

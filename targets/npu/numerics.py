@@ -25,11 +25,6 @@ RECORD = np.dtype([("bias", "<i4"), ("multiplier", "<u4"), ("shift", "<i4")])
 MAX_SHIFT = 62
 
 
-def multipliers(input_scale: Array, weight_scale: Array, output_scale: Array) -> Array:
-    """``(s_x * s_w) / s_y`` in float32, one per output channel."""
-    return (input_scale.astype(np.float32) * weight_scale.astype(np.float32)) / output_scale.astype(np.float32)
-
-
 def pack_parameters(bias: Array, multiplier: Array, mode: Mode) -> Array:
     """Records (`RECORD`) of int32 `bias` and float32 `multiplier`, both of shape (channels,).
 

@@ -14,6 +14,7 @@ import numpy as np
 from graphopt.errors import ArtifactError
 from graphopt.targets.npu.isa import (
     ACCUMULATE,
+    RAW_OUTPUT,
     SIGNED_INPUT,
     SIGNED_OUTPUT,
     SIGNED_WEIGHT,
@@ -113,6 +114,10 @@ class Core:
     def _vector(self, i: Vector) -> None:
         acc = np.ndarray((i.channels, i.positions), np.int32, self.acc, i.acc)
         records = np.ndarray((i.channels,), RECORD, self.pad, i.parameters)
+        if i.flags & RAW_OUTPUT:
+            out = np.ndarray(acc.shape, np.int32, self.pad, i.pad, (i.channel_stride, i.position_stride))
+            out[...] = acc + records["bias"][:, None]
+            return
         dtype = np.int8 if i.flags & SIGNED_OUTPUT else np.uint8
         out = np.ndarray((i.channels, i.positions), dtype, self.pad, i.pad, (i.channel_stride, i.position_stride))
         out[...] = requantise(acc, records, self.mode, i.zero, i.low, i.high).astype(dtype)

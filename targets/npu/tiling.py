@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Iterable
 from functools import lru_cache
 
-from graphopt.errors import LoweringError
 from graphopt.targets.npu import cycles
 from graphopt.targets.npu.isa import CONSTANTS, INPUT, OUTPUT, PARAMETER_BYTES, Exec, Load, Store
 from graphopt.targets.npu.layer import Geometry
@@ -54,7 +53,7 @@ def buffers(geometry: Geometry, tiling: Tiling) -> Buffers:
         input=_align(tiling.groups * tiling.cin * window[0] * window[1]),
         weights=_align(channels * tiling.cin * geometry.kh * geometry.kw),
         parameters=_align(channels * PARAMETER_BYTES),
-        output=_align(channels * positions),
+        output=_align(channels * positions * geometry.output_size),
         acc=_align(4 * channels * positions),
     )
 
@@ -71,13 +70,13 @@ def choose(geometry: Geometry, machine: Machine) -> Tiling:
     """The tiling with the fewest estimated cycles.
 
     Raises:
-        LoweringError: not even the smallest tile fits the machine.
+        ValueError: not even the smallest tile fits the machine.
     """
     fitting = [tiling for tiling in _candidates(geometry, machine) if _fits(geometry, tiling, machine)]
     whole = [tiling for tiling in fitting if tiling.cin == geometry.cin]  # sums in parts only where they must be
     best = min(whole or fitting, key=lambda tiling: _estimate(geometry, tiling, machine), default=None)
     if best is None:
-        raise LoweringError(f"no tile of this layer fits the scratchpad or the accumulators of {machine.name!r}.")
+        raise ValueError(f"no tile of it fits the scratchpad or the accumulators of {machine.name!r}")
     return best
 
 
@@ -140,15 +139,19 @@ def _estimate(geometry: Geometry, tiling: Tiling, machine: Machine) -> float:
 
 def _transfers(g: Geometry, tiling: Tiling) -> tuple[Load, Load, Store]:
     """The transfers of a full tile, addresses left out: weights, input, output."""
-    taps, channels = g.kh * g.kw, tiling.groups * tiling.oc
+    taps, channels, size = g.kh * g.kw, tiling.groups * tiling.oc, g.output_size
     weights = Load(CONSTANTS, 0, 0, 1, channels, tiling.cin * taps, 0, g.cin * taps, 0, 0)
     if g.channels_last:
         source = Load(INPUT, 0, 0, 1, tiling.ow, tiling.cin, 0, g.cin, 0, 0)
-        return weights, source, Store(OUTPUT, 0, 0, 1, tiling.ow, channels, 0, g.oc, 0, 0)
+        return weights, source, Store(OUTPUT, 0, 0, 1, tiling.ow, channels * size, 0, g.oc * size, 0, 0)
     rows, columns = window_extent(g, tiling.oh, tiling.ow)
     rows, columns = min(rows, g.ih), min(columns, g.iw)
     source = Load(INPUT, 0, 0, tiling.groups * tiling.cin, rows, columns, g.ih * g.iw, g.iw, 0, 0)
-    return weights, source, Store(OUTPUT, 0, 0, channels, tiling.oh, tiling.ow, g.oh * g.ow, g.ow, 0, 0)
+    return (
+        weights,
+        source,
+        Store(OUTPUT, 0, 0, channels, tiling.oh, tiling.ow * size, g.oh * g.ow * size, g.ow * size, 0, 0),
+    )
 
 
 def full_window(geometry: Geometry, tiling: Tiling) -> Exec:

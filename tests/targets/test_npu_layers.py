@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.targets.npu.codegen import compile_layer
-from graphopt.targets.npu.layer import Geometry, Layer
+from graphopt.targets.npu.layer import Geometry, Layer, Requantise
 from graphopt.targets.npu.machine import Machine, load_machine
 from graphopt.targets.npu.simulator import run_stream
 
@@ -32,14 +33,17 @@ def make_layer(
         geometry=geometry,
         weights=rng.integers(-128, 128, (channels, terms), np.int8),
         bias=rng.integers(-5000, 5000, channels, np.int32),
-        multiplier=(rng.uniform(0.5, 2, channels) / (60 * terms**0.5)).astype(np.float32),
         input_signed=signed,
-        output_signed=signed,
         input_zero=input_zero,
         weight_zero=weight_zero,
-        output_zero=int(rng.integers(low, high)),
-        low=low,
-        high=high,
+        requantise=Requantise(
+            multiplier=(rng.uniform(0.5, 2, channels) / (60 * terms**0.5)).astype(np.float32),
+            signed=signed,
+            zero=int(rng.integers(low, high)),
+            low=low + 3,
+            high=high - 5,
+            raw=geometry.output_size == 4,
+        ),
     )
 
 
@@ -74,13 +78,15 @@ def reference(layer: Layer, x: np.ndarray, mode: str) -> np.ndarray:
                         )
                         out[:, outputs, y, z] += pixel[:, inputs] @ w[outputs, :, i, j].T
     total = (out + layer.bias[:, None, None]).astype(np.int32)
-    scale = layer.multiplier[:, None, None]
+    out_of = layer.requantise
+    if out_of.raw:
+        return total[0, :, 0, :].T if g.channels_last else total
+    scale = out_of.multiplier[:, None, None]
     if mode == "float32":
         rounded = np.rint(total.astype(np.float32) * scale).astype(np.int64)
     else:
         rounded = np.vectorize(_half_up)(total, np.broadcast_to(scale, total.shape))
-    y = np.clip(rounded + layer.output_zero, layer.low, layer.high)
-    y = y.astype(np.int8 if layer.output_signed else np.uint8)
+    y = np.clip(rounded + out_of.zero, out_of.low, out_of.high).astype(output_type(layer))
     return y[0, :, 0, :].T if g.channels_last else y
 
 
@@ -106,8 +112,10 @@ def geometries(draw: st.DrawFn) -> Geometry:
         kh = kw = 1
         oh, ow = (ih - 1) // stride[0] + 1, (iw - 1) // stride[1] + 1
         pads = [0, 0, 0, 0]
-    batch = draw(st.integers(1, 2))
-    return Geometry(batch, groups, cin, oc, ih, iw, oh, ow, kh, kw, stride, dilation, (pads[0], pads[1]))
+    batch, size = draw(st.integers(1, 2)), draw(st.sampled_from([1, 1, 4]))
+    return Geometry(
+        batch, groups, cin, oc, ih, iw, oh, ow, kh, kw, stride, dilation, (pads[0], pads[1]), output_size=size
+    )
 
 
 @st.composite
@@ -116,13 +124,19 @@ def products(draw: st.DrawFn) -> Geometry:
     return Geometry(1, 1, k, n, 1, m, 1, m, channels_last=True)
 
 
+def output_type(layer: Layer) -> type[np.generic]:
+    if layer.requantise.raw:
+        return np.int32
+    return np.int8 if layer.requantise.signed else np.uint8
+
+
 def run(layer: Layer, machine: Machine, x: np.ndarray) -> np.ndarray:
     stream, constants = compile_layer(layer, machine)
     out = np.full(layer.geometry.output_bytes, 0x5A, np.uint8)
     run_stream(stream, machine, (constants, x.view(np.uint8).ravel(), out))
     g = layer.geometry
     shape = (g.ow, g.oc) if g.channels_last else (g.batch, g.groups * g.oc, g.oh, g.ow)
-    return out.view(np.int8 if layer.output_signed else np.uint8).reshape(shape)
+    return out.view(output_type(layer)).reshape(shape)
 
 
 @settings(max_examples=60, deadline=None)
@@ -157,10 +171,11 @@ def test_halves_and_saturation(mode: str) -> None:
     machine = GEMMINI.model_copy(update={"requantise": mode})
     geometry = Geometry(1, 1, 1, 1, 1, 9, 1, 9, channels_last=True)
     layer = make_layer(geometry, 0)
-    layer.weights[:], layer.bias[:], layer.multiplier[:] = 1, 0, 0.5
-    object.__setattr__(layer, "output_zero", 0)
+    layer.weights[:], layer.bias[:] = 1, 0
+    unit = np.full(1, 0.5, np.float32)
+    layer = dataclasses.replace(layer, requantise=Requantise(unit, signed=True, zero=0, low=-128, high=127))
     x = np.array([-3, -2, -1, 0, 1, 2, 3, 127, -128], np.int8)[:, None]
     expected = {"float32": [-2, -1, 0, 0, 0, 1, 2, 64, -64], "fixed31": [-1, -1, 0, 0, 1, 1, 2, 64, -64]}[mode]
     assert run(layer, machine, x).ravel().tolist() == expected
-    layer.multiplier[:] = 1e4
+    unit[:] = 1e4
     assert run(layer, machine, x).ravel().tolist() == [-128, -128, -128, 0, 127, 127, 127, 127, -128]

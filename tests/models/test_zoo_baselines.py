@@ -19,6 +19,7 @@ FETCHED = [
     "crepe-tiny",
     "crepe-full",
     "magika",
+    "minilm-l3",
 ]
 
 

@@ -166,6 +166,13 @@ class SubstituteDistilled(Pass):
 
     def _students(self, model: ir.Model, region: Region, report: Report) -> list[Student]:
         """The students that suit the region; stretches that were only guessed at are not worth a line."""
+        if len(region.inputs) != 1 or len(region.outputs) != 1:
+            report.skip(
+                region.title,
+                f"it reads {len(region.inputs)} varying values and yields {len(region.outputs)}; "
+                "a student reads one and yields one",
+            )
+            return []
         found: list[Student] = []
         reasons: list[str] = []
         for name in STUDENTS if self.student == "auto" else [self.student]:

@@ -69,10 +69,6 @@ def pointwise_layers(form: str, rank: int, matrix: Array, bias: Array | None) ->
 def read_affine(region: Region) -> Affine:
     """The one affine layer that `region` is. Raises `UnsupportedError` saying what else it holds."""
     head, *rest = region.nodes
-    if len(region.inputs) != 1 or len(region.outputs) != 1:
-        raise UnsupportedError(
-            f"it reads {len(region.inputs)} varying values and yields {len(region.outputs)}, not one and one"
-        )
     if head.op_type not in ("Conv", "Gemm", "MatMul") or head.domain or len(rest) > 1:
         raise UnsupportedError(
             f"it is not a single Conv, Gemm or MatMul but {', '.join(n.op_type for n in region.nodes)}"

@@ -40,7 +40,7 @@ class Fitted:
 
 
 class Student(abc.ABC):
-    """A smaller form for a region with one input x and one output y."""
+    """A smaller form for a region that reads one varying value x and yields one value y."""
 
     name: ClassVar[str]
 

@@ -11,8 +11,6 @@ from graphopt.models.wordpiece import encode, pieces, words
 
 _PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able", "cafe", "!"]
 VOCABULARY = {piece: index for index, piece in enumerate(_PIECES)}
-    piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able", "cafe", "!"])
-}
 
 
 def test_words_part_at_blanks_and_each_mark_and_lose_case_and_accents():

@@ -67,7 +67,7 @@ def _names(graph: ir.Graph) -> set[str]:
 def add_constant(graph: ir.Graph, hint: str, array: Array) -> ir.Value:
     """A new initializer of `graph` holding `array`, under a fresh name made from `hint`."""
     name = fresh_name(graph, hint)
-    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
     value = ir.val(name, dtype=tensor.dtype, shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -34,7 +34,7 @@ class Scope:
         name = fresh_name(self.root, hint)
         if not (self.is_function and reader.graph is self.root):
             return add_constant(reader.graph, name, array)
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
         node = ir.node("Constant", [], {"value": tensor}, name=name)
         value = node.outputs[0]
         value.name, value.shape, value.dtype = name, ir.Shape(array.shape), tensor.dtype

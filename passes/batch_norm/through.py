@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.graph import constant_array
 from graphopt.passes.batch_norm.affine import Affine, Left, integer, is_onnx, label, rank
+from graphopt.passes.random_ops import is_inference_dropout
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,13 +36,8 @@ def cross(node: ir.Node, axis: int, affine: Affine, *, forward: bool) -> tuple[i
 
 
 def _is_inference(node: ir.Node) -> bool:
-    if any(v.name and (v.uses() or v.is_graph_output()) for v in node.outputs[1:]):
-        return False
-    training = node.inputs[2] if len(node.inputs) > 2 else None
-    if training is None:
-        return True
-    array = constant_array(training)
-    return array is not None and not array.any()
+    mask_used = any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+    return not mask_used and is_inference_dropout(node)
 
 
 def _transpose(node: ir.Node, axis: int, forward: bool) -> int:

@@ -1,0 +1,123 @@
+"""`fold-constants`: what can be computed before the model runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from graphopt.base import Context, Pass, Preserves, Report, tolerance
+from graphopt.graph import remove_unused
+from graphopt.passes.random_ops import is_random
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+
+
+def fold_constants(model: ir.Model, max_bytes: int) -> Report:
+    """Replace nodes whose inputs are all constant by their results, with onnxscript's folder; in place.
+
+    Its partial evaluators run too: shapes that are known, If with a constant condition, casts that change
+    nothing. Left alone: random operators, quantizers (they mark what is quantized), integer divisions that trap,
+    and results larger than both `max_bytes` and the constants they are made of.
+    """
+    from onnxscript.optimizer import fold_constants_ir
+
+    report = Report()
+    allowed: list[ir.Node] = []
+    nodes = list(model.graph.all_nodes())
+
+    def should_fold(node: ir.Node) -> bool:
+        reason = _why_not(node, max_bytes)
+        if reason:
+            report.skip(node.name, reason)
+        else:
+            allowed.append(node)
+        return reason is None
+
+    with _quiet(), np.errstate(all="ignore"):
+        fold_constants_ir(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=sys.maxsize,
+            output_size_limit=sys.maxsize,
+            should_fold=should_fold,
+        )
+    for node in nodes:
+        if node.graph is None:
+            report.change(node.name, f"folded {node.op_type}")
+    for node in allowed:
+        if node.graph is not None:
+            report.skip(node.name, f"the reference evaluator can't compute {node.op_type}")
+    remove_unused(model)
+    return report
+
+
+def _why_not(node: ir.Node, max_bytes: int) -> str | None:
+    if is_random(node):
+        return f"{node.op_type} is random"
+    if node.op_type in QUANTIZERS:
+        return f"{node.op_type} marks what is quantized"
+    if any(v.is_graph_output() for v in node.outputs):
+        return "its result is an output of the graph"
+    if node.op_type in ("Div", "Mod") and _traps(node):
+        return "it divides an integer by zero, or the smallest integer by minus one"
+    sizes = [_bytes(v) for v in node.outputs]
+    if any(size is None for size in sizes):
+        return "the size of its result is unknown"
+    total = sum(size or 0 for size in sizes)
+    if total > max(max_bytes, sum(_bytes(v) or 0 for v in node.inputs if v is not None)):
+        return f"its result has {total} bytes, more than max_bytes={max_bytes} and than its inputs"
+    return None
+
+
+def _traps(node: ir.Node) -> bool:
+    operands = [v.const_value.numpy() for v in node.inputs if v is not None and v.const_value is not None]
+    if len(operands) < 2 or operands[1].dtype.kind not in "iu":
+        return False
+    dividend, divisor = operands
+    smallest = np.iinfo(dividend.dtype).min
+    return bool((divisor == 0).any() or (smallest < 0 and (dividend == smallest).any() and (divisor == -1).any()))
+
+
+def _bytes(value: ir.Value) -> int | None:
+    if value.shape is None or value.dtype is None or not all(isinstance(d, int) for d in value.shape):
+        return None
+    return int(np.prod([int(d) for d in value.shape], dtype=np.float64) * value.dtype.itemsize)  # pyright: ignore[reportArgumentType]
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """onnxscript logs each node that it can't evaluate as a warning; they are reported as skipped instead."""
+    logger = logging.getLogger("onnxscript.optimizer")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Compute before the model runs what depends on constants alone.
+
+    max_bytes: results above this are folded only when they are no larger than the constants they are made of.
+    """
+
+    name: ClassVar[str] = "fold-constants"
+    preserves: ClassVar[Preserves] = tolerance(rtol=1e-5, atol=1e-6)
+
+    max_bytes: Annotated[int, Field(ge=0)] = 1 << 20
+
+    def apply(self, model: ir.Model, context: Context) -> Report:
+        """See `fold_constants`."""
+        return fold_constants(model, self.max_bytes)

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 
 def into_conv(plan: Plan, node: ir.Node, index: int, affine: Affine, axis: int) -> None:
     """``W'[o, i] = s[i]·W[o, i]``, ``b'[o] = b[o] + Σ W[o, i, ...]·t[i]``; zero padding would not get its t."""
+    if index != 0 or axis != 1:
+        raise Left(f"{label(node)} does not sum over the channels")
     w, groups = weight(node, 1), integer(node, "group", 1)
     outputs, inputs = w.array.shape[:2]
-    _reads_channels(node, index, inputs * groups, affine, axis)
+    _same_channels(node, inputs * groups, affine)
     if affine.shifts and _pads(node, w.array.shape[2:]):
         raise Left(f"{label(node)} pads with zeros, which the shift would have to reach")
     rows = [np.repeat(v.reshape(groups, inputs), outputs // groups, axis=0) for v in (affine.scale, affine.shift)]
@@ -46,9 +48,11 @@ def into_conv(plan: Plan, node: ir.Node, index: int, affine: Affine, axis: int) 
 
 def into_conv_transpose(plan: Plan, node: ir.Node, index: int, affine: Affine, axis: int) -> None:
     """``W'[i, o] = s[i]·W[i, o]``; a shift reaches every output alike only through 1x1 kernels with stride 1."""
+    if index != 0 or axis != 1:
+        raise Left(f"{label(node)} does not sum over the channels")
     w, groups = weight(node, 1), integer(node, "group", 1)
     inputs, outputs = w.array.shape[:2]
-    _reads_channels(node, index, inputs, affine, axis)
+    _same_channels(node, inputs, affine)
     if affine.shifts and not _is_pointwise(node, w.array.shape[2:]):
         raise Left(f"{label(node)} spreads the shift unevenly over its output")
     multiply(plan, w, column(affine.scale, 0, w.array.ndim))
@@ -64,8 +68,7 @@ def into_gemm(plan: Plan, node: ir.Node, index: int, affine: Affine, axis: int) 
         raise Left(f"{label(node)} does not sum over the channels")
     w = weight(node, 1 - index)
     along = index if not flipped[1 - index] else 1 - index
-    if w.array.shape[along] != affine.channels:
-        raise Left(f"{label(node)} has {w.array.shape[along]} channels where the map has {affine.channels}")
+    _same_channels(node, w.array.shape[along], affine)
     moved = number(node, "alpha", 1.0) * (w.array * column(affine.shift, along, 2)).sum(axis=along)
     beta_c = number(node, "beta", 1.0) * gemm_bias(node)
     multiply(plan, w, column(affine.scale, along, 2))
@@ -79,8 +82,7 @@ def into_matmul(plan: Plan, node: ir.Node, index: int, affine: Affine, axis: int
         raise Left(f"{label(node)} does not sum over the channels")
     w = weight(node, 1 - index)
     along = w.array.ndim - 1 if index == 1 or w.array.ndim == 1 else w.array.ndim - 2
-    if w.array.shape[along] != affine.channels:
-        raise Left(f"{label(node)} has {w.array.shape[along]} channels where the map has {affine.channels}")
+    _same_channels(node, w.array.shape[along], affine)
     moved = (w.array * column(affine.shift, along, w.array.ndim)).sum(axis=along, keepdims=w.array.ndim > 2)
     if index == 1 and w.array.ndim == 2:
         moved = moved[:, None]
@@ -112,9 +114,7 @@ def _shift(plan: Plan, node: ir.Node, array: Array, dtype: np.dtype[Any]) -> Non
     plan.add(insert_add, node, rounded(array, dtype, f"shift of {label(node)}"))
 
 
-def _reads_channels(node: ir.Node, index: int, channels: int, affine: Affine, axis: int) -> None:
-    if index != 0 or axis != 1:
-        raise Left(f"{label(node)} does not sum over the channels")
+def _same_channels(node: ir.Node, channels: int, affine: Affine) -> None:
     if channels != affine.channels:
         raise Left(f"{label(node)} has {channels} channels where the map has {affine.channels}")
 

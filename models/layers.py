@@ -103,8 +103,8 @@ class BatchNorm(Layer):
         def backward(dy: Array) -> tuple[Array, Params]:
             dscale, dbias = (dy * h).sum(axes), dy.sum(axes)
             count = math.prod(dy.shape[:-1])
-            dx = scale * gain * (dy - (dbias + h * dscale) / count)
-            return dx, {f"{self.name}.scale": dscale, f"{self.name}.bias": dbias}
+            through_moments = (dbias + h * dscale) / count if training else 0
+            return scale * gain * (dy - through_moments), {f"{self.name}.scale": dscale, f"{self.name}.bias": dbias}
 
         return scale * h + bias, backward
 

@@ -92,12 +92,12 @@ def _role(value: ir.Value) -> tuple[str, int]:
 
 
 def _ends_branch(node: ir.Node) -> bool:
-    """Whether the output is added to something that is not itself normalised: a block's input."""
-    return any(
-        consumer.op_type in ("Add", "Sum")
-        and not any(value is None or value.is_initializer() for value in consumer.inputs)
-        and not all(value is not None and _is_normalised(value) for value in consumer.inputs)
-        for consumer in node.outputs[0].consumers()
+    """Whether the output is only added to a block's input, rather than to a shortcut that ends likewise."""
+    consumers = node.outputs[0].consumers()
+    return [consumer.op_type in ("Add", "Sum") for consumer in consumers] == [True] and any(
+        not value.is_initializer() and not (_is_normalised(value) and len(value.uses()) == 1)
+        for value in consumers[0].inputs
+        if value is not None
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from graphopt.targets.lowering.shape_chains import simplify_shape_chains
 from graphopt.targets.lowering.support import has_converter
 
 # The importer knows these names but takes them for another operator or computes them wrongly; ONNX's own
@@ -24,12 +25,14 @@ def canonicalise(model: ir.Model) -> ir.Model:
     1. Local functions are inlined.
     2. Operators without a converter are replaced by their ONNX definition, where they have one.
     3. What depends on constants and known shapes only is computed, unless the result is much larger.
-    4. Constants become initializers, of the main graph.
-    5. Dead nodes and initializers go.
+    4. Shapes that the graph computes are written the way the importer reads them.
+    5. Constants become initializers, of the main graph.
+    6. Dead nodes and initializers go.
     """
     common.InlinePass()(model)
     model = _expand_functions(model)
     _fold(model)
+    simplify_shape_chains(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     for node in model.graph.all_nodes():

@@ -34,11 +34,10 @@ def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[An
         try:
             module = importer.from_onnx(ir.to_proto(model).graph, model.opset_imports[""])  # pyright: ignore[reportArgumentType]
         except Exception as error:
-            if importer.failures:
-                raise LoweringError(explain(importer.failures)) from error
-            raise LoweringError(f"TVM could not import the model: {_first_line(error)}.") from error
+            failures = importer.failures or {f"the graph as a whole ({_first_line(error)})": [str(model.graph.name)]}
+            raise LoweringError(explain(failures, model)) from error
     if importer.failures:
-        raise LoweringError(explain(importer.failures))
+        raise LoweringError(explain(importer.failures, model))
     module, params = detach_params(module)
     function, weights = _drop_unused(module["main"], params.get("main", []))
     module = tvm.IRModule({**dict(module.functions_items()), module.get_global_var("main"): function})
@@ -120,4 +119,5 @@ def _first_line(error: Exception) -> str:
     """The reason in TVM's message, without its stack trace and addresses."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[-1] if lines else type(error).__name__
-    return re.sub(r"^.*?(Error|Check failed)[^:]*: ", "", line)[:200].rstrip(".")
+    line = re.sub(r"^.*?(Error|Check failed)[^:]*: ", "", line)
+    return re.sub(r"ir\.Op\(.*name=\"([\w.]+)\".*", r"\1 refuses its inputs", line)[:200].rstrip(".")

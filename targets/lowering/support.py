@@ -64,16 +64,19 @@ def refuse_unsupported(model: ir.Model) -> None:
             operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             reasons.setdefault(f"{operator} ({reason})", []).append(node.name or "<unnamed>")
     if reasons:
-        raise LoweringError(explain(reasons))
+        raise LoweringError(explain(reasons, model))
 
 
-def explain(reasons: dict[str, list[str]]) -> str:
+def explain(reasons: dict[str, list[str]], model: ir.Model) -> str:
     """The message for what can't be lowered: `reasons` maps an operator with its reason to its nodes."""
     listed = "; ".join(f"{what} at {_abridge(nodes)}" for what, nodes in sorted(reasons.items()))
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    free = sorted({str(dim.value) for shape in shapes for dim in shape if isinstance(dim, ir.SymbolicDim)})
+    bind = f"Giving the open dimensions ({', '.join(free)}) sizes at compile time may be enough. " if free else ""
     return (
-        f"The model can't be lowered through TVM because of {len(reasons)} kind(s) of operator: {listed}. "
-        "Replace them by operators that ONNX defines and TVM converts, for instance with a pass of your own, "
-        "or run the optimised ONNX model in onnxruntime."
+        f"The model can't be lowered through TVM because of {len(reasons)} kind(s) of operator: {listed}. {bind}"
+        "Otherwise replace them by operators that ONNX defines and TVM converts, for instance with a pass of your "
+        "own, or run the optimised ONNX model in onnxruntime."
     )
 
 

@@ -10,6 +10,8 @@ pool before each call how many workers that call may use.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import importlib.util
 import os
@@ -64,19 +66,38 @@ def start_cuda() -> None:
     """Load TVM's CUDA runtime and see that there is a device.
 
     Raises:
-        ArtifactError: no driver, or no device.
+        ArtifactError: no driver, no CUDA runtime library, or no device.
     """
     start()
+    need = "this artifact runs on an NVIDIA GPU, and"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise ArtifactError(
+            f"{need} this machine has no CUDA driver (libcuda.so.1): run it where there is one, "
+            "or compile the model with --target llvm."
+        ) from error
+    _load_cuda_runtime()
     try:
         _load("tvm_runtime_cuda", "RTLD_GLOBAL")
     except (OSError, RuntimeError) as error:
         raise ArtifactError(
-            "this artifact runs on an NVIDIA GPU, and this machine has no CUDA driver (libcuda.so.1): "
-            "run it where there is one, or compile the model with --target llvm."
+            f"{need} TVM's CUDA runtime can't be loaded ({_paragraph(error)}): "
+            "install CUDA 13's runtime with pip install nvidia-cuda-runtime."
         ) from error
-    exists = tvm_ffi.get_global_func("runtime.GetDeviceAttr")(_CUDA, 0, 0)
-    if not exists:
-        raise ArtifactError("this artifact runs on an NVIDIA GPU, and the CUDA driver finds none on this machine.")
+    if not tvm_ffi.get_global_func("runtime.GetDeviceAttr")(_CUDA, 0, 0):
+        raise ArtifactError(f"{need} the CUDA driver finds none on this machine.")
+
+
+def _load_cuda_runtime() -> None:
+    """Load libcudart from the PyPI package or the toolkit, where the system's loader would not find it."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [] if spec is None else list(spec.submodule_search_locations or [])
+    places = [*(folder for root in roots for folder in Path(root).glob("cu13/lib")), Path("/usr/local/cuda/lib64")]
+    for path in (place / "libcudart.so.13" for place in places):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+            return
 
 
 def check_threads(threads: int | None) -> int:

@@ -1,0 +1,142 @@
+"""From a lowered module to GPU kernels: operators to loops, loops fused, loops bound to blocks and threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.relax import transform
+from tvm.s_tir import dlight
+
+from graphopt.errors import LoweringError
+
+IS_SCHEDULED = "tirx.is_scheduled"
+
+TO_VIRTUAL_MACHINE = tvm.transform.Sequential(
+    [
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(),
+        transform.LowerAllocTensor(),
+        transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]
+)
+"""Memory planned, and what calls the kernels turned into the virtual machine's instructions."""
+
+
+def to_loops(module: tvm.IRModule, sources: dict[str, str]) -> tuple[tvm.IRModule, dict[str, list[str]]]:
+    """Legalise and fuse `module`; also gives the ONNX nodes each kernel computes, by `sources` of the lowering."""
+    fuse = tvm.transform.Sequential(
+        [
+            transform.DecomposeOpsForInference(),
+            transform.CanonicalizeBindings(),
+            transform.DeadCodeElimination(),
+            relax.backend.DispatchSampling(),
+            relax.backend.DispatchSortScan(),
+            transform.LegalizeOps(),
+            transform.AnnotateTIROpPattern(),
+            transform.FoldConstant(),
+            transform.FuseOps(),
+        ]
+    )
+    fused = fuse(module)
+    nodes = _nodes_of_kernels(fused, sources)
+    finish = [transform.FuseTIR(), transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
+    return tvm.transform.Sequential(finish)(fused), nodes
+
+
+def _nodes_of_kernels(module: tvm.IRModule, sources: dict[str, str]) -> dict[str, list[str]]:
+    """A group's bindings still carry the names of the operators it computes; so does the call of a lone one."""
+    functions = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, relax.Function)}
+    groups = {name: f for name, f in functions.items() if f.attrs.get("Primitive")}
+    nodes: dict[str, list[str]] = {}
+    for name, function in functions.items():
+        if name in groups:
+            continue
+        for binding in _bindings(function):
+            callee = _callee(binding.value)
+            if callee is not None:
+                inner = [*(_bindings(groups[callee]) if callee in groups else []), binding]
+                nodes.setdefault(callee, []).extend(sources[b.var.name] for b in inner if b.var.name in sources)
+    return {kernel: list(dict.fromkeys(computed)) for kernel, computed in nodes.items()}
+
+
+def _callee(value: Any) -> str | None:
+    """The name of the module's function that a Relax expression calls, directly or through call_tir."""
+    if not isinstance(value, relax.Call):
+        return None
+    callee = next((e for e in (value.op, *value.args[:1]) if isinstance(e, tvm.ir.GlobalVar)), None)
+    return None if callee is None else callee.name_hint
+
+
+def _bindings(function: Any) -> list[Any]:
+    return [binding for block in function.body.blocks for binding in block.bindings]
+
+
+def schedule(
+    module: tvm.IRModule, target: tvm.target.Target, nodes: dict[str, list[str]]
+) -> tuple[tvm.IRModule, dict[str, str]]:
+    """Give every kernel blocks and threads by the first of dlight's GPU rules that fits it.
+
+    Returns the module and the rule each kernel got.
+
+    Raises:
+        LoweringError: naming each kernel no rule fits, the ONNX nodes it computes, and why.
+    """
+    rules = [
+        dlight.gpu.Matmul(),
+        dlight.gpu.GEMV(),
+        dlight.gpu.Reduction(),
+        dlight.gpu.GeneralReduction(),
+        dlight.gpu.Fallback(),
+    ]
+    used: dict[str, str] = {}
+    refused: list[str] = []
+    for variable, function in module.functions_items():
+        if not isinstance(function, tirx.PrimFunc) or _is_scheduled(function):
+            continue
+        scheduled, rule = _first_that_fits(function, target, rules)
+        if scheduled is None:
+            computed = ", ".join(nodes.get(variable.name_hint, [])) or "no node of its own"
+            refused.append(f"{variable.name_hint} (of {computed}): {rule}")
+        else:
+            module[variable] = scheduled
+            used[variable.name_hint] = rule
+    if refused:
+        raise LoweringError(
+            f"{len(refused)} kernel(s) can't be scheduled for a GPU: {'; '.join(refused)}. "
+            "Compile the model for llvm, or replace these operators."
+        )
+    return module, used
+
+
+def _is_scheduled(function: tirx.PrimFunc) -> bool:
+    return bool(function.attrs.get(IS_SCHEDULED))
+
+
+def _first_that_fits(
+    function: tirx.PrimFunc, target: tvm.target.Target, rules: list[Any]
+) -> tuple[tirx.PrimFunc | None, str]:
+    """The function scheduled, and the rule's name; or None, and what the rules said."""
+    said = "no rule fits"
+    for rule in rules:
+        try:
+            made = rule.apply(function, target, False)
+        except Exception as error:  # TVM's schedule primitives raise many kinds for loops they can't transform
+            said = f"{type(rule).__name__}: {' '.join(str(error).split())[-160:]}"
+            continue
+        if made is not None:
+            first = made[0] if isinstance(made, list) else made
+            return first.mod["main"].with_attr(IS_SCHEDULED, True), type(rule).__name__
+    return None, said
+
+
+def build(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:
+    """Compile scheduled kernels to CUDA C, and what calls them to the virtual machine's instructions."""
+    return relax.build(module, target, relax_pipeline=TO_VIRTUAL_MACHINE)

@@ -1,0 +1,288 @@
+"""The CUDA target as far as it can be proven without a GPU, and on one where there is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graphopt import artifact, graph, oracle
+from graphopt.base import Context, Program
+from graphopt.errors import LoweringError, UsageError
+from graphopt.targets.cuda import Cuda, arch, compiler, link, ptxas
+
+needs_compiler = pytest.mark.skipif(set(compiler.routes()) == {"source"}, reason="neither nvcc nor NVRTC here")
+needs_gpu = pytest.mark.skipif(not arch.devices(), reason="no CUDA device on this machine")
+
+NET = """<ir_version: 10, opset_import: ["": 18]>
+net (float[N, 3, 9, 9] x) => (float[N, 5] y, float[N, 4, 9, 9] h) {
+    [conv] c = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+    [relu] h = Relu(c)
+    [pool] p = GlobalAveragePool(h)
+    [flatten] f = Flatten(p)
+    [gemm] g = Gemm<transB = 1>(f, v)
+    [softmax] y = Softmax(g)
+}"""
+
+
+def small_net() -> ir.Model:
+    rng = np.random.default_rng(0)
+    shapes = {"w": (4, 3, 3, 3), "b": (4,), "v": (5, 4)}
+    model = ir.from_onnx_text(
+        NET, initializers=[ir.tensor(rng.normal(size=s).astype(np.float32), name=n) for n, s in shapes.items()]
+    )
+    return graph.normalise(model)
+
+
+@pytest.fixture(scope="module")
+def net() -> ir.Model:
+    return small_net()
+
+
+@pytest.fixture(scope="module")
+def program(net) -> Program:
+    return Cuda(arch="sm_80").build(net, Context())
+
+
+@pytest.fixture(scope="module")
+def saved(net, program, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("cuda") / "net.gopt"
+    return artifact.write(place, program, target="cuda{arch=sm_80}", before=net, after=net, report={})
+
+
+def test_an_unknown_architecture_lists_the_known():
+    with pytest.raises(UsageError, match=r"no architecture 'sm_50'.*sm_80 \(A100\).*sm_120"):
+        Cuda(arch="sm_50")
+    assert {"sm_75", "sm_80", "sm_90", "sm_120"} <= set(arch.known_archs())
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", list(arch.known_archs()))
+def test_every_architecture_of_the_table_compiles(name):
+    """One kernel in CUDA C as TVM writes it: the table holds nothing the compiler refuses."""
+    source = 'extern "C" __global__ void twice_kernel(float* x) { x[threadIdx.x] *= 2.0f; }'
+    binary = compiler.compile_source(source, name)
+    assert binary.cubin is not None
+    assert binary.cubin[:4] == b"\x7fELF"
+    assert [use.name for use in ptxas.parse(binary.log)] == ["twice_kernel"]
+
+
+@needs_compiler
+def test_the_report_has_the_facts_of_each_kernel(program):
+    report, source = program.report, program.files["kernels.cu"].decode()
+    assert report["arch"] == "sm_80"
+    assert report["route"] in ("nvcc", "nvrtc")
+    assert report["embedded"] == "cubin"
+    assert report["run"].startswith("not run")
+    written = set(re.findall(r"__global__ void .*?(\w+_kernel\w*)\(", source))
+    assert {kernel["name"] for kernel in report["kernels"]} == written
+    assert all(8 <= kernel["registers"] <= 255 for kernel in report["kernels"])
+    assert report["spilling"] == []
+    rules = {kernel["schedule"] for kernel in report["kernels"]}
+    assert "Matmul" in rules
+    assert "" not in rules
+    nodes = {node for kernel in report["kernels"] for node in kernel["nodes"]}
+    assert {"conv", "softmax"} <= nodes <= {"conv", "relu", "pool", "flatten", "gemm", "softmax"}
+    tiled = next(kernel for kernel in report["kernels"] if kernel["shared"])
+    assert tiled["barriers"] > 0
+
+
+@needs_compiler
+def test_the_library_holds_machine_code_and_no_source(program):
+    cubin = program.files["kernels.sm_80.cubin"]
+    assert cubin in program.library
+    assert b"__global__" not in program.library
+    assert b"__global__" in program.files["kernels.cu"]
+
+
+def test_without_any_compiler_the_source_is_embedded(net, monkeypatch):
+    monkeypatch.setattr(compiler, "_nvcc", lambda: None)
+    monkeypatch.setattr(compiler, "_nvrtc", lambda: None)
+    program = Cuda().build(net, Context())
+    assert b"__global__" in program.library
+    assert program.report["route"] == "source"
+    assert "when loaded beside a GPU" in program.report["embedded"]
+    assert list(program.files) == ["kernels.cu"]
+    assert {"schedule", "nodes", "name"} == set(program.report["kernels"][0])
+
+
+@needs_compiler
+def test_what_the_compiler_refuses_is_said():
+    with pytest.raises(LoweringError, match=r"(nvcc|NVRTC) refused the kernels for sm_80: .*error"):
+        compiler.compile_source("__global__ void k() { nonsense; }", "sm_80")
+
+
+def test_both_compilers_find_the_same_registers():
+    if not {"nvcc", "nvrtc"} <= set(compiler.routes()):
+        pytest.skip("not both nvcc and NVRTC here")
+    source = 'extern "C" __global__ void k(float* x) { x[threadIdx.x] = sqrtf(x[blockIdx.x]) + 1.0f; }'
+    uses = [ptxas.parse(compiler.compile_source(source, "sm_90", route).log) for route in ("nvcc", "nvrtc")]
+    assert uses[0] == uses[1]
+
+
+def test_the_log_of_ptxas_is_read():
+    log = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'fused_conv_kernel_1' for 'sm_80'
+ptxas info    : Function properties for fused_conv_kernel_1
+    24 bytes stack frame, 16 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 6912 bytes smem, 376 bytes cmem[0]
+ptxas info    : Compiling entry function 'add_kernel' for 'sm_80'
+ptxas info    : Function properties for add_kernel
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 12 registers, 376 bytes cmem[0]
+"""
+    conv, add = ptxas.parse(log)
+    assert conv == ptxas.KernelUse("fused_conv_kernel_1", 255, 6912, 16, 20, 24, 1)
+    assert conv.function == "fused_conv"
+    assert add == ptxas.KernelUse("add_kernel", 12)
+
+
+def test_packed_modules_of_another_shape_are_refused():
+    def string(data: bytes) -> bytes:
+        return struct.pack("<Q", len(data)) + data
+
+    content = string(b"cuda") + struct.pack("<Q", 0) + string(b"source")
+    body = b"head" + string(b"cuda") + struct.pack("<Q", len(content)) + content
+    blob = struct.pack("<Q", len(body)) + body
+    swapped = link.with_cubin(blob, b"source", b"CUBIN!!")
+    content = string(b"cubin") + struct.pack("<Q", 0) + string(b"CUBIN!!")
+    body = b"head" + string(b"cuda") + struct.pack("<Q", len(content)) + content
+    assert swapped == struct.pack("<Q", len(body)) + body
+    for other in (blob + b"x", blob.replace(b"cuda", b"rocm"), b""):
+        with pytest.raises(LoweringError, match="packs CUDA modules in a way"):
+            link.with_cubin(other, b"source", b"CUBIN")
+
+
+def test_a_kernel_that_can_not_be_scheduled_is_named(net, monkeypatch):
+    from tvm.s_tir import dlight
+
+    class Fits:
+        def __init__(self, *_: object) -> None: ...
+
+        def apply(self, *_: object) -> None:
+            raise ValueError("not an affine binding")
+
+    for rule in ("Matmul", "GEMV", "Reduction", "GeneralReduction", "Fallback"):
+        monkeypatch.setattr(dlight.gpu, rule, Fits)
+    with pytest.raises(LoweringError, match=r"can't be scheduled for a GPU: .*\(of .*conv.*\): Fits: not an affine"):
+        Cuda().build(net, Context())
+
+
+def test_schedules_compute_what_onnxruntime_computes(net):
+    """The scheduled loops, thread by thread on the CPU: an odd batch, so that tiles do not fit evenly."""
+    from graphopt.targets.cuda.serial import serial_program
+
+    run = artifact.assemble(serial_program(net, "sm_80"), target="llvm", before=net, after=net, report={}).run
+    for n in (1, 3):
+        feeds = {"x": np.random.default_rng(n).normal(size=(n, 3, 9, 9)).astype(np.float32)}
+        expected = oracle.run(net, feeds)
+        for name, value in run(feeds).items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_wrong_schedule_would_be_seen(net, monkeypatch):
+    """One block too few: the check above must fail then."""
+    from tvm import tirx
+
+    from graphopt.targets.cuda import serial
+
+    def short(loop: tirx.For) -> tirx.For:
+        if loop.kind != tirx.ForKind.THREAD_BINDING:
+            return loop
+        missing = 1 if loop.thread_binding.thread_tag == "blockIdx.x" else 0
+        return tirx.For(loop.loop_var, loop.min, loop.extent - missing, tirx.ForKind.SERIAL, loop.body)
+
+    monkeypatch.setattr(serial, "_serial_loop", short)
+    run = artifact.assemble(serial.serial_program(net, "sm_80"), target="llvm", before=net, after=net, report={}).run
+    feeds = {"x": np.random.default_rng(1).normal(size=(1, 3, 9, 9)).astype(np.float32)}
+    expected = oracle.run(net, feeds)["h"]
+    assert not np.allclose(run(feeds)["h"], expected, rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)])
+def test_a_trained_model_builds_without_spills(name):
+    from graphopt import models
+
+    program = Cuda(arch=name).build(graph.load(models.get("digits").path()), Context())
+    assert len(program.report["kernels"]) >= 10
+    assert program.report["spilling"] == []
+
+
+def test_schedules_of_a_trained_model_compute_what_onnxruntime_computes():
+    from graphopt import models
+    from graphopt.targets.cuda.serial import serial_program
+
+    entry = models.get("digits")
+    model = graph.load(entry.path())
+    run = artifact.assemble(serial_program(model, "sm_80"), target="llvm", before=model, after=model, report={}).run
+    feeds = entry.example(3)
+    expected = oracle.run(model, feeds)
+    for name, value in run(feeds).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def _stub(folder: Path) -> None:
+    """libcuda.so.1 and libcudart.so.13 that write launches down."""
+    code = Path(__file__).parent / "cuda_stub" / "cuda.c"
+    (folder / "versions").write_text("libcudart.so.13 { global: *; };")
+    common = [shutil.which("cc") or "gcc", "-shared", "-fPIC", "-w", str(code)]
+    driver = ["-DDRIVER", "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1")]
+    versions = f"-Wl,--version-script={folder / 'versions'}"
+    runtime = [versions, "-Wl,-soname,libcudart.so.13", "-o", str(folder / "libcudart.so.13")]
+    for options in (driver, runtime):
+        subprocess.run([*common, *options], check=True)
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
+def test_tvms_cuda_runtime_loads_the_machine_code_and_launches_every_kernel(saved, program, tmp_path):
+    """Behind a stub driver: what is proven is the host's half, not what the kernels compute."""
+    _stub(tmp_path)
+    code = f"""
+import ctypes
+ctypes.CDLL("libcudart.so.13", ctypes.RTLD_GLOBAL)
+import numpy as np
+from graphopt.artifact import load, runtime
+runtime._load_cuda_runtime = lambda: None
+result = load({str(saved)!r}).run({{"x": np.ones((3, 3, 9, 9), np.float32)}})
+print("shapes", [value.shape for value in result.values()], flush=True)
+"""
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "shapes [(3, 5), (3, 4, 9, 9)]" in lines
+    hashed = 5381
+    for byte in program.files["kernels.sm_80.cubin"][:4096]:
+        hashed = (hashed * 33 + byte) % (1 << 64)
+    assert {line for line in lines if line.startswith("load")} == {f"load ELF {hashed}"}
+    launches = [line.split()[1:] for line in lines if line.startswith("launch")]
+    assert {name for name, _, _ in launches} == {kernel["name"] for kernel in program.report["kernels"]}
+    assert all(int(blocks) >= 1 and 1 <= int(threads) <= arch.MAX_THREADS for _, blocks, threads in launches)
+
+
+def test_status_says_what_would_compile_and_run():
+    status = Cuda.status()
+    assert list(status["compilers"])[-1] == "source"
+    assert status["runs_here"] == bool(status["devices"])
+    assert status["archs"]["sm_90"].startswith("H100")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_on_a_gpu_it_computes_what_onnxruntime_computes(net, saved):
+    run = artifact.load(saved).run
+    for n in (1, 3):
+        feeds = {"x": np.random.default_rng(n).normal(size=(n, 3, 9, 9)).astype(np.float32)}
+        expected = oracle.run(net, feeds)
+        for name, value in run(feeds).items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4)

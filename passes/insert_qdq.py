@@ -15,7 +15,7 @@ from graphopt.errors import PassError
 from graphopt.graph import remove_unused
 from graphopt.passes.quant.arithmetic import scale_and_zero_point
 from graphopt.passes.quant.calibrate import calibrate
-from graphopt.passes.quant.insert import Scale, Weights, add_scale, bias_fits, insert_pair, quantize_node_bias
+from graphopt.passes.quant.insert import Scale, Weights, add_scale, insert_pair, int32_bias, quantize_bias_of
 from graphopt.passes.quant.observers import Observer, Statistics, propose_range
 from graphopt.passes.quant.placement import Placement, concatenated, is_float_activation, operands, place
 from graphopt.passes.quant.spec import QuantSpec
@@ -45,7 +45,7 @@ class InsertQdq(Pass):
 
     activations: Literal["uint8", "int8"] = "uint8"
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
-    observer: Observer = "minmax"
+    observer: Observer = "mse"
     power_of_two: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -95,10 +95,11 @@ class InsertQdq(Pass):
             pairs[insert_pair(graph, value, scales[source], placement.nodes)] = scales[source]
         weights = Weights(graph, QuantSpec("int8", True, self.weight_bits, self.power_of_two))
         for node in chosen:
-            inputs = operands(node)
-            weight_scale = weights.quantize(node)
-            if weight_scale is not None and bias_fits(node):
-                stored = quantize_node_bias(graph, node, pairs[inputs[0]].array, weight_scale)
+            input_scale = pairs[operands(node)[0]].array
+            bias = int32_bias(node)
+            weight_scale = weights.quantize(node, input_scale)
+            if weight_scale is not None and bias is not None:
+                stored = quantize_bias_of(graph, node, bias, input_scale * weight_scale)
                 if not stored:
                     report.skip(node.name, BIAS_CLIPS)
             channels = "" if weight_scale is None else f", {weight_scale.size} weight scales"

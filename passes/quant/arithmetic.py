@@ -48,11 +48,26 @@ def dequantize(q: Array, scale: Array, zero_point: Array, axis: int | None = Non
     return difference.astype(np.float32) * _along(scale, q.ndim, axis)
 
 
-def quantize_weight(weight: Array, axis: int | None, spec: QuantSpec) -> tuple[Array, Array, Array]:
-    """The quantized weight, its scale and zero point: one per index of `axis`, or one in all."""
+def quantize_weight(
+    weight: Array, axis: int | None, spec: QuantSpec, least: Array | float = 0.0
+) -> tuple[Array, Array, Array]:
+    """The quantized weight, its scale and zero point: one per index of `axis`, or one in all.
+
+    `least`: scales are not smaller than this (see `least_scale`).
+    """
     others = None if axis is None else tuple(a for a in range(weight.ndim) if a != axis % weight.ndim)
-    scale, zero_point = scale_and_zero_point(weight.min(axis=others), weight.max(axis=others), spec)
+    high = np.maximum(weight.max(axis=others), np.asarray(least) * spec.highest)
+    scale, zero_point = scale_and_zero_point(weight.min(axis=others), high, spec)
     return quantize(weight, scale, zero_point, spec, axis), scale, zero_point
+
+
+def least_scale(bias: Array, input_scale: Array) -> Array:
+    """The weight scales from which on the bias fits int32 with a bit to spare: ``|b| <= 2**30 * s_x * s_w``.
+
+    It binds in channels with next to no weight, such as dead ones after BatchNorm folding. The weight that the
+    coarser scale loses there is lost beside the bias in float32 as well.
+    """
+    return np.abs(bias.astype(np.float64)) / (2.0**30 * input_scale)
 
 
 def quantize_bias(bias: Array, scale: Array) -> Array | None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, constant_array, derive, fresh_name
-from graphopt.passes.quant.arithmetic import quantize_bias, quantize_weight
+from graphopt.passes.quant.arithmetic import least_scale, quantize_bias, quantize_weight
 from graphopt.passes.quant.spec import QuantSpec
 from graphopt.passes.weights import find_weight, output_axis, weight_array
 
@@ -61,43 +61,47 @@ class Weights:
 
     def __init__(self, graph: ir.Graph, spec: QuantSpec) -> None:
         self._graph, self._spec = graph, spec
-        self._made: dict[tuple[Any, ...], tuple[ir.Value, Array]] = {}
+        self._made: dict[tuple[Any, ...], ir.Value] = {}
 
-    def quantize(self, node: ir.Node) -> Array | None:
+    def quantize(self, node: ir.Node, input_scale: Array) -> Array | None:
         """Make `node` read its weight through a DequantizeLinear of integers, per output channel where an axis
         counts them. Returns the weight's scale, None if the node has no weight.
         """
         weight = find_weight(node)
-        if weight is None:
+        array = None if weight is None else weight_array(weight)
+        if weight is None or array is None:
             return None
         axis = output_axis(weight)
-        key = (weight.root, weight.permutation, axis)
+        bias = int32_bias(node)
+        least = 0.0 if bias is None or axis is None else least_scale(bias, input_scale)
+        q, scale, zero_point = quantize_weight(array, axis, self._spec, least)
+        key = (weight.root, weight.permutation, axis, scale.tobytes())
         if key not in self._made:
-            array = weight_array(weight)
-            assert array is not None
-            q, scale, zero_point = quantize_weight(array, axis, self._spec)
             hint = str(weight.root.name)
             made = add_scale(self._graph, hint, scale, zero_point)
             integers = add_constant(self._graph, f"{hint}_quantized", q)
             dequantize = _dequantize(self._graph, node, [integers, made.scale, made.zero_point], hint, axis)
-            self._made[key] = dequantize, scale
-        value, scale = self._made[key]
-        node.replace_input_with(weight.index, value)
+            self._made[key] = dequantize
+        node.replace_input_with(weight.index, self._made[key])
         return scale
 
 
-def bias_fits(node: ir.Node) -> bool:
-    """Is there a bias that may be stored as int32: a constant vector, for Gemm with alpha = beta = 1?"""
-    bias = _bias(node)
+def int32_bias(node: ir.Node) -> Array | None:
+    """The bias of `node` if it may be stored as int32: a constant with one element per output channel, and in a
+    Gemm alpha = beta = 1.
+    """
+    weight, bias = find_weight(node), constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+    array = None if weight is None else weight_array(weight)
+    if weight is None or array is None or bias is None:
+        return None
+    axis = output_axis(weight)
     plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
-    return bias is not None and bias.ndim == 1 and plain
+    return bias if plain and bias.ndim == 1 and (axis is None or len(bias) == array.shape[axis]) else None
 
 
-def quantize_node_bias(graph: ir.Graph, node: ir.Node, input_scale: Array, weight_scale: Array) -> bool:
-    """Store the bias of `node` as int32 at ``s_x * s_w``; False, and nothing done, where it would clip."""
-    bias = _bias(node)
-    assert bias is not None
-    scale = np.broadcast_to((input_scale * weight_scale).astype(np.float32), bias.shape)
+def quantize_bias_of(graph: ir.Graph, node: ir.Node, bias: Array, scale: Array) -> bool:
+    """Store `bias` as int32 at ``scale = s_x * s_w``; False, and nothing done, where it would clip."""
+    scale = np.broadcast_to(scale.astype(np.float32), bias.shape)
     q = quantize_bias(bias, scale)
     if q is None:
         return False
@@ -105,10 +109,6 @@ def quantize_node_bias(graph: ir.Graph, node: ir.Node, input_scale: Array, weigh
     inputs = [add_constant(graph, f"{hint}_quantized", q), add_constant(graph, f"{hint}_scale", scale)]
     node.replace_input_with(2, _dequantize(graph, node, inputs, hint, 0))
     return True
-
-
-def _bias(node: ir.Node) -> Array | None:
-    return constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
 
 
 def _dequantize(graph: ir.Graph, reader: ir.Node, inputs: list[ir.Value], hint: str, axis: int | None) -> ir.Value:

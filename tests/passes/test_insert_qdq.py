@@ -198,18 +198,50 @@ def test_matmul_of_two_activations():
     close(before, after, feeds)
 
 
-def test_int32_bias_that_would_clip_stays_float():
-    """onnxruntime#22020"""
+def test_bias_beyond_int32_widens_the_scale_of_its_channel():
+    """onnxruntime#22020; dead channels after BatchNorm folding have next to no weight and still a bias."""
+    w = normal(3, 2, 1, 1)
+    w[0] *= 1e-8
     before = build(
         "g (float[n,2,4,4] x, float[3,2,1,1] w, float[3] b) => (float[n,3,4,4] y) { y = Conv (x, w, b) }",
-        w=normal(3, 2, 1, 1, scale=1e-6),
-        b=np.float32([1e5, 0, -1e5]),
+        w=w,
+        b=np.float32([4, 0, -1]),
     )
     feeds = {"x": normal(4, 2, 4, 4)}
     after, report = quantized(before, feeds)
-    assert producers(node_of(after, "Conv")) == ["DequantizeLinear", "DequantizeLinear", None]
+    conv = node_of(after, "Conv")
+    assert producers(conv) == ["DequantizeLinear"] * 3
+    stored = constant_array(conv.inputs[2].producer().inputs[0])
+    assert 2**29 < abs(int(stored[0])) < 2**31 - 1
+    np.testing.assert_allclose(scale_of(conv.inputs[1])[1:], np.abs(w[1:]).max(axis=(1, 2, 3)) / 127, rtol=1e-6)
+    assert not report.skipped
+    close(before, after, feeds)
+
+
+def test_bias_beyond_int32_stays_float_where_one_scale_serves_all_channels():
+    before = build(
+        "g (float[n,4,4,4] x, float[4,1,1,1] w, float[2] b) => (float[n,2,4,4] y)"
+        "{ y = ConvTranspose <group = 2> (x, w, b) }",
+        w=normal(4, 1, 1, 1, scale=1e-6),
+        b=np.float32([1e5, 0]),
+    )
+    feeds = {"x": normal(4, 4, 4, 4)}
+    after, report = quantized(before, feeds)
+    assert producers(node_of(after, "ConvTranspose")) == ["DequantizeLinear", "DequantizeLinear", None]
     assert "would clip" in report.skipped[0].reason
     assert report.facts["quantized"] == report.facts["weighted"] == 1
+    close(before, after, feeds)
+
+
+def test_gemm_bias_of_one_element_stays_float():
+    before = build(
+        "g (float[n,7] x, float[7,5] w, float[1] b) => (float[n,5] y) { y = Gemm (x, w, b) }",
+        w=normal(7, 5),
+        b=normal(1),
+    )
+    feeds = {"x": normal(16, 7)}
+    after, _ = quantized(before, feeds)
+    assert producers(node_of(after, "Gemm"))[2] is None
     close(before, after, feeds)
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+
 
 class Left(Exception):  # noqa: N818 - it is an answer, not an error
     """A BatchNormalization stays where it is; the message says why."""
@@ -79,10 +81,28 @@ def number(node: ir.Node, name: str, default: float) -> float:
     return attribute.as_float()
 
 
+def known(value: ir.Value | None) -> Array | None:
+    """The array behind `value` when it is constant, or a constant through at most three views of it; else None."""
+    array = constant_array(value)
+    if array is not None or value is None or value.shape is None:
+        return array
+    dims = [d for d in value.shape if isinstance(d, int)]
+    source: ir.Value | None = value
+    for _ in range(3):
+        node = source.producer() if source is not None else None
+        if node is None or len(dims) < len(value.shape) or not is_onnx(node, "Identity", *VIEWS):
+            return None
+        source = node.inputs[0]
+        array = constant_array(source)
+        if array is not None:
+            return array.reshape(dims)
+    return None
+
+
 def constant(node: ir.Node, index: int, what: str) -> Array:
     """The constant input `index` of `node`. Raises `Left` saying what computes it otherwise."""
     value = node.inputs[index]
-    array = constant_array(value)
+    array = known(value)
     if array is not None:
         return array
     producer = value.producer() if value is not None else None
@@ -123,11 +143,11 @@ def computed_operand(node: ir.Node) -> tuple[int, Array] | None:
     """For Add, Sub, Mul, Div with one constant operand: the other operand's index, and the constant in float64."""
     if not is_onnx(node, "Add", "Sub", "Mul", "Div"):
         return None
-    known = [constant_array(v) for v in node.inputs]
-    if (known[0] is None) == (known[1] is None):
+    arrays = [known(v) for v in node.inputs]
+    if (arrays[0] is None) == (arrays[1] is None):
         return None
-    index = 0 if known[0] is None else 1
-    other = known[1 - index]
+    index = 0 if arrays[0] is None else 1
+    other = arrays[1 - index]
     assert other is not None
     return index, other.astype(np.float64)
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.graph import constant_array
 from graphopt.passes.batch_norm.affine import (
     Affine,
     Left,
@@ -14,6 +13,7 @@ from graphopt.passes.batch_norm.affine import (
     computed_operand,
     integer,
     is_onnx,
+    known,
     label,
     of_batch_norm,
     of_pointwise,
@@ -126,7 +126,7 @@ def _pointwise(plan: Plan, node: ir.Node, index: int, other: Array, affine: Affi
         raise Left(f"{label(node)} is not linear in '{_name(node, index)}', or raises its rank")
     scale, shift = column(affine.scale, axis, dims), column(affine.shift, axis, dims)
     moved = scale * other - shift if is_onnx(node, "Sub") and index == 0 else scale * other + shift
-    stored = constant_array(node.inputs[1 - index])
+    stored = known(node.inputs[1 - index])
     assert stored is not None
     what = f"constant '{_name(node, 1 - index)}' of {label(node)}"
     plan.add(feed, node, 1 - index, rounded(moved, stored.dtype, what), f"{_name(node, 1 - index)}_folded")

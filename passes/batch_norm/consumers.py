@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.graph import constant_array
 from graphopt.passes.batch_norm.affine import (
     Affine,
     Left,
@@ -14,6 +13,7 @@ from graphopt.passes.batch_norm.affine import (
     computed_operand,
     integer,
     is_onnx,
+    known,
     label,
     number,
     rank,
@@ -106,7 +106,7 @@ def _shift(plan: Plan, node: ir.Node, array: Array, dtype: np.dtype[Any]) -> Non
     if len(uses) == 1 and not out.is_graph_output() and is_onnx(uses[0].node, "Add"):
         add, other = uses[0].node, 1 - uses[0].idx
         operand = computed_operand(add)
-        stored = constant_array(add.inputs[other])
+        stored = known(add.inputs[other])
         if operand is not None and stored is not None and add.graph is node.graph:
             total = rounded(operand[1] + array, stored.dtype, f"constant of {label(add)}")
             plan.add(feed, add, other, total, f"{add.name}_folded")

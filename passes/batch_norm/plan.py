@@ -9,11 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, derive, fresh_name
+from graphopt.passes.batch_norm.affine import VIEWS, Affine, is_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from graphopt.passes.batch_norm.affine import Affine
 
     Array = np.ndarray[Any, Any]
 
@@ -194,7 +193,7 @@ def release(value: ir.Value | None) -> None:
         value.graph.initializers.pop(value.name)
         return
     producer = value.producer()
-    if producer is None or producer.op_type not in ("Constant", "DequantizeLinear") or producer.graph is None:
+    if producer is None or producer.graph is None or not is_onnx(producer, "Constant", "DequantizeLinear", *VIEWS):
         return
     inputs = list(producer.inputs)
     producer.graph.remove(producer, safe=True)

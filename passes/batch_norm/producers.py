@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.graph import constant_array
 from graphopt.passes.batch_norm.affine import (
     Affine,
     Left,
     column,
     integer,
+    known,
     label,
     number,
     of_batch_norm,
@@ -67,7 +67,7 @@ def into_matmul(plan: Plan, node: ir.Node, affine: Affine, axis: int) -> None:
         raise Left(f"{label(node)} multiplies by a vector")
     index = {dims - 1: 1, dims - 2: 0}.get(axis)
     if index is None:
-        index = 0 if constant_array(node.inputs[1]) is None else 1
+        index = 0 if known(node.inputs[1]) is None else 1
     w = weight(node, index)
     along = axis - dims + w.array.ndim
     if along < 0 or w.array.shape[along] != affine.channels:

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.passes.batch_norm.affine import Affine, Left, integer, is_onnx, label, rank
+from graphopt.passes.batch_norm.affine import VIEWS, Affine, Left, integer, is_onnx, label, rank
 from graphopt.passes.random_ops import is_inference_dropout
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool")
 
 

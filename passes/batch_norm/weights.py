@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.graph import constant_array
-from graphopt.passes.batch_norm.affine import Left, constant, integer, is_onnx, label
+from graphopt.passes.batch_norm.affine import Left, constant, integer, is_onnx, known, label
 from graphopt.passes.batch_norm.plan import Plan, feed, feed_dequantized
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def _dequantize_inputs(node: ir.Node) -> tuple[Array, Array, Array]:
         raise Left(f"{label(node)} is blocked or has an output type of its own")
     integers = constant(node, 0, "quantized weight")
     scale = constant(node, 1, "scale")
-    zero = constant_array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    zero = known(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     if zero is None:
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             constant(node, 2, "zero point")

@@ -154,6 +154,12 @@ FOLDS = {
         CONV | {"p": "float[6,1,1]", "q": "float[1,6,1,1]"},
         ["Conv"],
     ),
+    "affines_behind_through_views": (
+        """t = Conv(x, w) n = BatchNormalization(t, g1, b1, m1, v1) axes = Constant<value_ints=[1,2]>()
+        p3 = Unsqueeze(p, axes) i = Identity(p3) s = Mul(n, i) y = Add(s, p3)""",
+        CONV | {"p": "float[6]"},
+        ["Conv"],
+    ),
     "two_norms": (
         "t = Conv(x, w) u = BatchNormalization(t, g1, b1, m1, v1) y = BatchNormalization(u, g2, b2, m2, v2)",
         CONV | {"norms": {1: 6, 2: 6}},

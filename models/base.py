@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from graphopt.errors import DataError
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
+Split = Literal["evaluation", "calibration"]
 
 
 @dataclass(frozen=True)

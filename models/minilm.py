@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from graphopt.data import Batches
 from graphopt.errors import DataError
-from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel
+from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel, Split
 from graphopt.models.fetch import fetch_member
 
 VECTOR = "461"
-Split = Literal["evaluation", "calibration"]
 
 
 @cache

@@ -15,11 +15,11 @@ import numpy as np
 
 from graphopt.data import Batches
 from graphopt.errors import DataError
-from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel, accuracy
+from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel, Split, accuracy
 from graphopt.models.fetch import fetch_member
 from graphopt.models.images import planes, resize
 from graphopt.models.text_boxes import boxes_of, hmean, pages
-from graphopt.models.text_lines import HEIGHT, Split, lines
+from graphopt.models.text_lines import HEIGHT, lines
 
 _ANGLE_WIDTH, _READ_WIDTH = 192, 320
 _SCORES, _CHARACTERS, _MAP = "save_infer_model/scale_0.tmp_1", "softmax_11.tmp_0", "sigmoid_0.tmp_0"

@@ -11,8 +11,9 @@ from itertools import pairwise
 import networkx as nx
 import numpy as np
 
-from graphopt.models.images import Array, blur, resize
-from graphopt.models.text_lines import SEEDS, Split, coverage, words
+from graphopt.models.base import Array, Split
+from graphopt.models.images import blur, resize
+from graphopt.models.text_lines import SEEDS, coverage, words
 
 SIDE = 640
 

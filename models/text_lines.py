@@ -10,15 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from graphopt.models.base import Array, Split
 from graphopt.models.images import blur, resize
 
-Array = npt.NDArray[Any]
-Split = Literal["evaluation", "calibration"]
 HEIGHT = 48
 SEEDS: dict[Split, int] = {"evaluation": 20260101, "calibration": 20270202}
 

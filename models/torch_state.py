@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from graphopt.errors import ModelError
-
-Array = npt.NDArray[Any]
+from graphopt.models.base import Array
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {

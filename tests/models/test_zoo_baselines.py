@@ -20,6 +20,8 @@ FETCHED = [
     "crepe-full",
     "magika",
     "minilm-l3",
+    "yolox",
+    "basic-pitch",
 ]
 
 
@@ -43,7 +45,7 @@ def test_calibration_is_read_again_and_shares_no_sample_with_the_evaluation(name
     oracle.run(load(model.path()), next(iter(calibration)))
 
 
-@pytest.mark.parametrize("name", FETCHED)
+@pytest.mark.parametrize("name", [name for name in FETCHED if name != "yolox"])  # its batch is 1
 def test_example_gives_the_batch_that_was_asked_for(name):
     model = get(name)
     two = model.example(2)

@@ -72,7 +72,12 @@ def choose(geometry: Geometry, machine: Machine) -> Tiling:
     Raises:
         ValueError: not even the smallest tile fits the machine.
     """
-    fitting = [tiling for tiling in _candidates(geometry, machine) if _fits(geometry, tiling, machine)]
+    array = machine.array
+    steps = (array.columns, array.rows, 1) if isinstance(array, Systolic) else (array.channels, array.depth, 2)
+    fitting: list[Tiling] = []
+    for oc_step, cin_step, row_step in (steps, (1, 1, 1)):  # tiles that leave the array idle only where none else fits
+        candidates = _candidates(geometry, oc_step, cin_step, row_step)
+        fitting = fitting or [tiling for tiling in candidates if _fits(geometry, tiling, machine)]
     whole = [tiling for tiling in fitting if tiling.cin == geometry.cin]  # sums in parts only where they must be
     best = min(whole or fitting, key=lambda tiling: _estimate(geometry, tiling, machine), default=None)
     if best is None:
@@ -85,11 +90,7 @@ def _fits(geometry: Geometry, tiling: Tiling, machine: Machine) -> bool:
     return need.scratchpad <= machine.scratchpad_bytes and SLOTS * need.acc <= machine.accumulator_bytes
 
 
-def _candidates(geometry: Geometry, machine: Machine) -> Iterable[Tiling]:
-    if isinstance(machine.array, Systolic):
-        oc_step, cin_step, row_step = machine.array.columns, machine.array.rows, 1
-    else:
-        oc_step, cin_step, row_step = machine.array.channels, machine.array.depth, 2
+def _candidates(geometry: Geometry, oc_step: int, cin_step: int, row_step: int) -> Iterable[Tiling]:
     heights = _sizes(geometry.oh, row_step)
     widths = _sizes(geometry.ow, row_step)
     blocks = [(groups, geometry.oc, geometry.cin) for groups in _sizes(geometry.groups, 1) if groups > 1]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 EPSILON = 1e-5
+MAKERS = ("Constant", "DequantizeLinear", "Identity", *VIEWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +194,7 @@ def release(value: ir.Value | None) -> None:
         value.graph.initializers.pop(value.name)
         return
     producer = value.producer()
-    if producer is None or producer.graph is None or not is_onnx(producer, "Constant", "DequantizeLinear", *VIEWS):
+    if producer is None or producer.graph is None or not is_onnx(producer, *MAKERS):
         return
     inputs = list(producer.inputs)
     producer.graph.remove(producer, safe=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.passes.batch_norm.affine import VIEWS, Affine, Left, integer, is_onnx, label, rank
+from graphopt.passes.batch_norm.affine import VIEWS, Affine, Left, column, integer, is_onnx, label, rank
 from graphopt.passes.random_ops import is_inference_dropout
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def cross(node: ir.Node, axis: int, affine: Affine, *, forward: bool) -> tuple[i
     if is_onnx(node, *POOLS):
         return axis, _pool(node, axis, affine)
     if is_onnx(node, *VIEWS):
-        return axis, _view(node, axis, affine, forward)
+        return _view(node, axis, affine, forward)
     raise Left(f"{label(node)} does not commute with a map per channel")
 
 
@@ -60,18 +61,20 @@ def _pool(node: ir.Node, axis: int, affine: Affine) -> Affine:
     return affine
 
 
-def _view(node: ir.Node, axis: int, affine: Affine, forward: bool) -> Affine:
-    """``[N, C, ...] <-> [N, C', ...]``: each channel becomes several, or several that have one map become one."""
+def _view(node: ir.Node, axis: int, affine: Affine, forward: bool) -> tuple[int, Affine]:
+    """The dimensions behind the first are joined or split; the map must still vary along one of them alone."""
     value, other = node.inputs[0], node.outputs[0]
-    source, target = (value, other) if forward else (other, value)
-    here, there = _static_tail(source), _static_tail(target)
-    if axis != 1 or here is None or there is None or np.prod(here) != np.prod(there) or here[0] != affine.channels:
-        raise Left(f"{label(node)} mixes the axis of the channels with others, or its shape is unknown")
-    inner = int(np.prod(here[1:]))
-    rows = [np.repeat(v, inner).reshape(there[0], -1) for v in (affine.scale, affine.shift)]
-    if any((r != r[:, :1]).any() for r in rows):
-        raise Left(f"{label(node)} joins channels whose maps differ")
-    return Affine(rows[0][:, 0], rows[1][:, 0])
+    here, there = [_static_tail(v) for v in ((value, other) if forward else (other, value))]
+    if axis < 1 or here is None or there is None or math.prod(here) != math.prod(there):
+        raise Left(f"{label(node)} changes the first axis, or its shape is unknown")
+    if here[axis - 1] != affine.channels:
+        raise Left(f"{label(node)} has {here[axis - 1]} channels where the map has {affine.channels}")
+    whole = [np.broadcast_to(column(v, axis - 1, len(here)), here).reshape(there) for v in (affine.scale, affine.shift)]
+    for i, size in enumerate(there):
+        rows = [np.moveaxis(w, i, 0).reshape(size, -1) for w in whole]
+        if all((r == r[:, :1]).all() for r in rows):
+            return i + 1, Affine(rows[0][:, 0], rows[1][:, 0])
+    raise Left(f"{label(node)} joins channels whose maps differ")
 
 
 def _static_tail(value: ir.Value | None) -> list[int] | None:

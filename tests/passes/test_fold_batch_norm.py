@@ -261,6 +261,25 @@ FOLDS = {
         {"x": "float[2,3,4,4]", "w": "float[48,5]", "c": "float[5]", "norms": {1: 3}, "out": "float[a,b] y"},
         ["Dropout", "Flatten", "Gemm"],
     ),
+    "before_transposed_flatten_gemm": (
+        """n = BatchNormalization(x, g1, b1, m1, v1) p = MaxPool<kernel_shape=[2,1]>(n)
+        q = Transpose<perm=[0,2,1,3]>(p) t = Flatten(q) y = Gemm(t, w, c)""",
+        {
+            "x": "float[2,3,4,5]",
+            "w": "float[45,5]",
+            "c": "float[5]",
+            "norms": {1: 3},
+            "out": "float[a,b] y",
+            "values": {"g1": np.array([0.5, 2, 0], np.float32)},
+        },
+        ["MaxPool", "Transpose", "Flatten", "Gemm"],
+    ),
+    "split_channels": (
+        """u = Gemm(x, w, c) s = Constant<value_ints=[2,2,3,4]>() t = Reshape(u, s)
+        y = BatchNormalization(t, g1, b1, m1, v1)""",
+        {"x": "float[2,3]", "w": "float[3,24]", "c": "float[24]", "norms": {1: 2}},
+        ["Gemm", "Reshape"],
+    ),
     "before_two_convs": (
         """t = BatchNormalization(x, g1, b1, m1, v1) s = Mul(t, p) a = Conv(s, w) b = Conv(s, u)
         y = Concat<axis=1>(a, b)""",

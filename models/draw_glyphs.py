@@ -5,7 +5,7 @@ Needs Pillow and a folder with the DejaVu fonts, and is run only to make the fil
     pip install pillow==13.0.0
     python models/draw_glyphs.py FONT_DIR TEXT_DIR
 
-The fonts: DejaVu 2.37 (Bitstream Vera and DejaVu licence: free use, embedding and redistribution). The texts:
+The fonts: DejaVu 2.37 (Bitstream Vera's licence, see NOTICE.md). The texts:
 the Apache License 2.0, which this project carries anyway, and CC0 1.0 (a public domain dedication), so neither
 the pictures nor their labels bring a licence of their own. The two texts keep evaluation and calibration apart.
 

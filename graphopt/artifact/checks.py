@@ -38,18 +38,21 @@ def _fit(spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]) -> Arr
         array = np.asarray(given)
     except (ValueError, TypeError) as error:
         raise DataError(f"input {spec.name!r} expects {spec} and got no array: {error}") from error
-    came = f"input {spec.name!r} expects {spec} and got {array.dtype}{list(array.shape)}"
     if array.dtype != dtype_of(spec.dtype):
-        raise DataError(f"{came}: convert it with .astype({spec.dtype!r}) if that is what is meant.")
+        raise _wrong(spec, array, f"convert it with .astype({spec.dtype!r}) if that is what is meant")
     if spec.shape is None:
         return array
     if array.ndim != len(spec.shape):
-        raise DataError(f"{came}: it must have {len(spec.shape)} dimensions, not {array.ndim}.")
+        raise _wrong(spec, array, f"it must have {len(spec.shape)} dimensions, not {array.ndim}")
     for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if isinstance(dim, int) and size != dim:
-            raise DataError(f"{came}: dimension {axis} must be {dim}, not {size}.")
+            raise _wrong(spec, array, f"dimension {axis} must be {dim}, not {size}")
         if isinstance(dim, str):
-            known, where = sizes.setdefault(dim, (size, f"dimension {axis} of {spec.name!r}"))
+            known, where = sizes.setdefault(dim, (size, spec.name))
             if size != known:
-                raise DataError(f"{came}: dimension {axis} is {size} where {dim} is already {known} ({where}).")
+                raise _wrong(spec, array, f"dimension {axis} is {size} where {dim} is already {known} (in {where!r})")
     return array
+
+
+def _wrong(spec: TensorSpec, array: Array, why: str) -> DataError:
+    return DataError(f"input {spec.name!r} expects {spec} and got {array.dtype}{list(array.shape)}: {why}.")

@@ -131,7 +131,7 @@ class Session:
         if device == "cuda":
             start_cuda()
         self.threads = check_threads(threads)
-        self._device = tvm_ffi.device(device, 0)
+        self._device = tvm_ffi.device("cuda", 0) if device == "cuda" else None
         self._weights: list[Any] = []
         try:
             machine = _load_library(library)["vm_load_executable"]()
@@ -164,7 +164,7 @@ class Session:
 
     def _place(self, array: Array) -> Any:
         tensor = to_tensor(array)
-        return tensor if self._device.dlpack_device_type() == _CPU else _copy(tensor, self._device)
+        return tensor if self._device is None else _copy(tensor, self._device)
 
 
 def _load_library(library: memoryview) -> Any:

@@ -106,10 +106,14 @@ def _parameters(node: ir.Node, affine: Affine) -> list[Array]:
 
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
-    """Fold BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before or after it."""
+    """Fold BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before or after it.
+
+    The new weights are exact up to one rounding. Outputs of a deep float32 network move by about 1e-6 of their
+    largest value, behind a steep sigmoid by 1e-5: hence the tolerance.
+    """
 
     name: ClassVar[str] = "fold-batch-norm"
-    preserves: ClassVar[Preserves] = tolerance(rtol=1e-5, atol=1e-6)
+    preserves: ClassVar[Preserves] = tolerance(rtol=1e-4, atol=1e-6)
 
     def apply(self, model: ir.Model, context: Context) -> Report:
         """See `fold_batch_norm`."""

@@ -83,13 +83,14 @@ class _Clock:
         self.busy: dict[str, int] = {}
         self._free: dict[str, int] = {}
         self._ports: dict[str, _Port] = {}
-        self._touched: dict[Touch, int] = {}
+        self._touched: dict[str, dict[tuple[int, int, bool], int]] = {"scratchpad": {}, "accumulator": {}}
 
     def issue(self, instruction: Instruction, engine: str, memory: Memory | None, duration: int) -> None:
         """Start `instruction` as early as engine, hazards and port allow."""
         touched = [touch for touch in touches(instruction) if not touch.memory.startswith("space")]
-        hazards = (until for old, until in self._touched.items() if _conflict(old, touched))
-        start = max([self._free.get(engine, 0), *hazards])
+        start = self._free.get(engine, 0)
+        for touch in touched:
+            start = self._after_hazards(touch, start)
         latency = 0
         if memory is not None:
             port = f"port {memory.name}"
@@ -102,7 +103,15 @@ class _Clock:
         finish = start + duration + latency
         self.end = max(self.end, finish)
         for touch in touched:
-            self._touched[touch] = max(finish, self._touched.get(touch, 0))
+            users, key = self._touched[touch.memory], (touch.start, touch.end, touch.write)
+            users[key] = max(finish, users.get(key, 0))
+
+    def _after_hazards(self, touch: Touch, start: int) -> int:
+        """The earliest time from `start` on when nobody uses the bytes of `touch` in a way that forbids it."""
+        for (first, end, write), until in self._touched[touch.memory].items():
+            if until > start and first < touch.end and touch.start < end and (write or touch.write):
+                start = until
+        return start
 
 
 class _Port:
@@ -126,10 +135,3 @@ class _Port:
             self._taken[place : place + 2] = [(self._taken[place][0], start + duration)]
         del self._taken[: -self.KEPT]
         return start
-
-
-def _conflict(old: Touch, touched: list[Touch]) -> bool:
-    return any(
-        old.memory == new.memory and (old.write or new.write) and old.start < new.end and new.start < old.end
-        for new in touched
-    )

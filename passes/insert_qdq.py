@@ -62,14 +62,14 @@ class InsertQdq(Pass):
         batches = context.needs_calibration(self.name)
         report = Report()
         chosen = _choose(model, self.include, self.exclude, report)
-        placement = place(model.graph, chosen)
+        placement = place(model.graph, frozenset(chosen))
         statistics = calibrate(model, list(dict.fromkeys(placement.scales.values())), batches) if chosen else {}
         for node in list(chosen):
             reason = _unfit(node, placement, statistics)
             if reason is not None:
                 report.skip(node.name, reason)
                 chosen.remove(node)
-        self._insert(model.graph, place(model.graph, chosen), chosen, statistics, report)
+        self._insert(model.graph, place(model.graph, frozenset(chosen)), chosen, statistics, report)
         remove_unused(model)
         report.facts["quantized"] = len(chosen)
         report.facts["weighted"] = len(chosen) + len({s.node for s in report.skipped if s.reason != BIAS_CLIPS})

@@ -36,12 +36,11 @@ def add_scale(graph: ir.Graph, hint: str, scale: Array, zero_point: Array) -> Sc
 def insert_pair(graph: ir.Graph, value: ir.Value, scale: Scale, nodes: Collection[ir.Node]) -> ir.Value:
     """Put a Q/DQ pair after `value`; returns the dequantized value.
 
-    All readers in this graph take it, with two exceptions: graph outputs stay as they are, and where a float
-    node computes `value`, so do readers outside `nodes`, the ones that work on integers: they gain nothing from
-    the loss. Readers inside subgraphs keep the float value.
+    All readers take it, with two exceptions: graph outputs stay as they are, and where a float node computes
+    `value`, so do readers outside `nodes`, the ones that work on integers: they gain nothing from the loss.
     """
     producer = value.producer()
-    readers = [(node, i) for node, i in value.uses() if node.graph is graph and (producer in nodes or node in nodes)]
+    readers = [(node, i) for node, i in value.uses() if producer in nodes or node in nodes]
     quantize = ir.node("QuantizeLinear", [value, scale.scale, scale.zero_point])
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale.scale, scale.zero_point])
     origins = [producer] if producer is not None else [reader for reader, _ in readers]

@@ -72,10 +72,10 @@ def explain(reasons: dict[str, list[str]], model: ir.Model) -> str:
     listed = "; ".join(f"{what} at {_abridge(nodes)}" for what, nodes in sorted(reasons.items()))
     shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
     free = sorted({str(dim.value) for shape in shapes for dim in shape if isinstance(dim, ir.SymbolicDim)})
-    bind = f"Giving the open dimensions ({', '.join(free)}) sizes at compile time may be enough. " if free else ""
+    way_out = f"Giving the open dimensions ({', '.join(free)}) sizes may be enough; otherwise r" if free else "R"
     return (
-        f"The model can't be lowered through TVM because of {len(reasons)} kind(s) of operator: {listed}. {bind}"
-        "Otherwise replace them by operators that ONNX defines and TVM converts, for instance with a pass of your "
+        f"The model can't be lowered through TVM because of {len(reasons)} kind(s) of operator: {listed}. "
+        f"{way_out}eplace them by operators that ONNX defines and TVM converts, for instance with a pass of your "
         "own, or run the optimised ONNX model in onnxruntime."
     )
 

@@ -8,10 +8,11 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Pass, Preserves, Report, tolerance
-from graphopt.passes.batch_norm.affine import Affine, Left, constant, is_onnx, label
+from graphopt.passes.batch_norm.affine import Affine
 from graphopt.passes.batch_norm.after import fold_after
 from graphopt.passes.batch_norm.before import fold_before
 from graphopt.passes.batch_norm.plan import EPSILON, Plan, Scope, insert_batch_norm
+from graphopt.passes.batch_norm.reading import Left, constant, is_onnx, label
 from graphopt.passes.batch_norm.trailing import join_trailing
 from graphopt.passes.batch_norm.weights import rounded
 

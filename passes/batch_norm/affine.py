@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.graph import constant_array
+from graphopt.passes.batch_norm.reading import Left, constant, integer, is_onnx, known, number, rank
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     Array = np.ndarray[Any, Any]
-
-VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
-
-
-class Left(Exception):  # noqa: N818 - it is an answer, not an error
-    """A BatchNormalization stays where it is; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,67 +43,6 @@ class Affine:
     def shifts(self) -> bool:
         """Whether any channel's shift differs from zero."""
         return bool(self.shift.any())
-
-
-def label(node: ir.Node) -> str:
-    """How reports call a node."""
-    return f"{node.op_type} '{node.name}'"
-
-
-def is_onnx(node: ir.Node, *op_types: str) -> bool:
-    """Whether `node` is one of these operators of the standard domain."""
-    return node.domain in ("", "ai.onnx") and node.op_type in op_types
-
-
-def integer(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute. Raises `Left` when it refers to an attribute of the enclosing function."""
-    attribute = node.attributes.get(name)
-    if attribute is None:
-        return default
-    if attribute.is_ref():
-        raise Left(f"attribute {name} of {label(node)} is a parameter of the enclosing function")
-    return attribute.as_int()
-
-
-def number(node: ir.Node, name: str, default: float) -> float:
-    """A float attribute; see `integer`."""
-    attribute = node.attributes.get(name)
-    if attribute is None:
-        return default
-    if attribute.is_ref():
-        raise Left(f"attribute {name} of {label(node)} is a parameter of the enclosing function")
-    return attribute.as_float()
-
-
-def known(value: ir.Value | None) -> Array | None:
-    """The array behind `value` when it is constant, or a constant through at most three views of it; else None."""
-    array = constant_array(value)
-    if array is not None or value is None or value.shape is None:
-        return array
-    dims = [d for d in value.shape if isinstance(d, int)]
-    source: ir.Value | None = value
-    for _ in range(3):
-        node = source.producer() if source is not None else None
-        if node is None or len(dims) < len(value.shape) or not is_onnx(node, "Identity", *VIEWS):
-            return None
-        source = node.inputs[0]
-        array = constant_array(source)
-        if array is not None:
-            return array.reshape(dims)
-    return None
-
-
-def constant(node: ir.Node, index: int, what: str) -> Array:
-    """The constant input `index` of `node`. Raises `Left` saying what computes it otherwise."""
-    value = node.inputs[index]
-    array = known(value)
-    if array is not None:
-        return array
-    producer = value.producer() if value is not None else None
-    name = value.name if value is not None else None
-    if producer is None:
-        raise Left(f"{what} '{name}' of {label(node)} is an input of the graph, not a constant")
-    raise Left(f"{what} '{name}' of {label(node)} is computed by {label(producer)} (fold-constants may help)")
 
 
 def of_batch_norm(node: ir.Node) -> Affine:
@@ -165,13 +98,6 @@ def of_pointwise(node: ir.Node, index: int, other: Array, axis: int, channels: i
     with np.errstate(all="ignore"):
         affine = Affine(vector if node.op_type == "Mul" else 1 / vector, zero)
     return affine if np.isfinite(affine.scale).all() else None
-
-
-def rank(value: ir.Value | None) -> int:
-    """Number of dimensions. Raises `Left` when shape inference could not tell."""
-    if value is None or value.shape is None:
-        raise Left(f"the rank of '{value.name if value is not None else None}' is unknown")
-    return len(value.shape)
 
 
 def along_axis(array: Array, axis: int, rank: int, channels: int) -> Array | None:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graphopt.passes.batch_norm.affine import (
-    Affine,
-    Left,
-    computed_operand,
-    is_onnx,
-    label,
-    of_batch_norm,
-    of_pointwise,
-)
+from graphopt.passes.batch_norm.affine import Affine, computed_operand, of_batch_norm, of_pointwise
 from graphopt.passes.batch_norm.consumers import ABSORBERS
 from graphopt.passes.batch_norm.plan import Plan, drop, rename_output
+from graphopt.passes.batch_norm.reading import Left, is_onnx, label
 from graphopt.passes.batch_norm.through import cross
 
 if TYPE_CHECKING:

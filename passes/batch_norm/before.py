@@ -6,21 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.passes.batch_norm.affine import (
-    Affine,
-    Left,
-    column,
-    computed_operand,
-    integer,
-    is_onnx,
-    known,
-    label,
-    of_batch_norm,
-    of_pointwise,
-    rank,
-)
+from graphopt.passes.batch_norm.affine import Affine, column, computed_operand, of_batch_norm, of_pointwise
 from graphopt.passes.batch_norm.plan import Edge, Plan, Stuck, drop, feed, rename
 from graphopt.passes.batch_norm.producers import ABSORBERS
+from graphopt.passes.batch_norm.reading import Left, integer, is_onnx, known, label, rank
 from graphopt.passes.batch_norm.through import cross
 from graphopt.passes.batch_norm.weights import rounded
 

@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.passes.batch_norm.affine import (
-    Affine,
+from graphopt.passes.batch_norm.affine import Affine, column, computed_operand
+from graphopt.passes.batch_norm.plan import Plan, feed, insert_add
+from graphopt.passes.batch_norm.producers import bias, gemm_bias, set_bias, set_gemm_bias
+from graphopt.passes.batch_norm.reading import (
     Left,
-    column,
-    computed_operand,
     integer,
+    integers,
     is_onnx,
     known,
     label,
     number,
     rank,
+    same_channels,
+    text,
 )
-from graphopt.passes.batch_norm.plan import Plan, feed, insert_add
-from graphopt.passes.batch_norm.producers import bias, gemm_bias, set_bias, set_gemm_bias
 from graphopt.passes.batch_norm.weights import multiply, rounded, weight
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def into_conv(plan: Plan, node: ir.Node, index: int, affine: Affine, axis: int) 
         raise Left(f"{label(node)} does not sum over the channels")
     w, groups = weight(node, 1), integer(node, "group", 1)
     outputs, inputs = w.array.shape[:2]
-    _same_channels(node, inputs * groups, affine)
+    same_channels(node, inputs * groups, affine.channels)
     if affine.shifts and _pads(node, w.array.shape[2:]):
         raise Left(f"{label(node)} pads with zeros, which the shift would have to reach")
     rows = [np.repeat(v.reshape(groups, inputs), outputs // groups, axis=0) for v in (affine.scale, affine.shift)]
@@ -52,7 +53,7 @@ def into_conv_transpose(plan: Plan, node: ir.Node, index: int, affine: Affine, a
         raise Left(f"{label(node)} does not sum over the channels")
     w, groups = weight(node, 1), integer(node, "group", 1)
     inputs, outputs = w.array.shape[:2]
-    _same_channels(node, inputs, affine)
+    same_channels(node, inputs, affine.channels)
     if affine.shifts and not _is_pointwise(node, w.array.shape[2:]):
         raise Left(f"{label(node)} spreads the shift unevenly over its output")
     multiply(plan, w, column(affine.scale, 0, w.array.ndim))
@@ -68,7 +69,7 @@ def into_gemm(plan: Plan, node: ir.Node, index: int, affine: Affine, axis: int) 
         raise Left(f"{label(node)} does not sum over the channels")
     w = weight(node, 1 - index)
     along = index if not flipped[1 - index] else 1 - index
-    _same_channels(node, w.array.shape[along], affine)
+    same_channels(node, w.array.shape[along], affine.channels)
     moved = number(node, "alpha", 1.0) * (w.array * column(affine.shift, along, 2)).sum(axis=along)
     beta_c = number(node, "beta", 1.0) * gemm_bias(node)
     multiply(plan, w, column(affine.scale, along, 2))
@@ -82,7 +83,7 @@ def into_matmul(plan: Plan, node: ir.Node, index: int, affine: Affine, axis: int
         raise Left(f"{label(node)} does not sum over the channels")
     w = weight(node, 1 - index)
     along = w.array.ndim - 1 if index == 1 or w.array.ndim == 1 else w.array.ndim - 2
-    _same_channels(node, w.array.shape[along], affine)
+    same_channels(node, w.array.shape[along], affine.channels)
     moved = (w.array * column(affine.shift, along, w.array.ndim)).sum(axis=along, keepdims=w.array.ndim > 2)
     if index == 1 and w.array.ndim == 2:
         moved = moved[:, None]
@@ -114,36 +115,13 @@ def _shift(plan: Plan, node: ir.Node, array: Array, dtype: np.dtype[Any]) -> Non
     plan.add(insert_add, node, rounded(array, dtype, f"shift of {label(node)}"))
 
 
-def _same_channels(node: ir.Node, channels: int, affine: Affine) -> None:
-    if channels != affine.channels:
-        raise Left(f"{label(node)} has {channels} channels where the map has {affine.channels}")
-
-
 def _pads(node: ir.Node, kernel: tuple[int, ...]) -> bool:
-    mode = _text(node, "auto_pad", "NOTSET")
+    mode = text(node, "auto_pad", "NOTSET")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         return any(k > 1 for k in kernel)
-    return mode == "NOTSET" and any(_integers(node, "pads"))
+    return mode == "NOTSET" and any(integers(node, "pads"))
 
 
 def _is_pointwise(node: ir.Node, kernel: tuple[int, ...]) -> bool:
-    strides, extra = _integers(node, "strides"), [*_integers(node, "output_padding"), *_integers(node, "output_shape")]
+    strides, extra = integers(node, "strides"), [*integers(node, "output_padding"), *integers(node, "output_shape")]
     return all(k == 1 for k in kernel) and all(s == 1 for s in strides) and not any(extra)
-
-
-def _integers(node: ir.Node, name: str) -> list[int]:
-    attribute = node.attributes.get(name)
-    if attribute is None:
-        return []
-    if attribute.is_ref():
-        raise Left(f"attribute {name} of {label(node)} is a parameter of the enclosing function")
-    return list(attribute.as_ints())
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    attribute = node.attributes.get(name)
-    if attribute is None:
-        return default
-    if attribute.is_ref():
-        raise Left(f"attribute {name} of {label(node)} is a parameter of the enclosing function")
-    return attribute.as_string()

@@ -9,10 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, derive, fresh_name
-from graphopt.passes.batch_norm.affine import VIEWS, Affine, is_onnx
+from graphopt.passes.batch_norm.reading import VIEWS, is_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from graphopt.passes.batch_norm.affine import Affine
 
     Array = np.ndarray[Any, Any]
 

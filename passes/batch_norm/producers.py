@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.passes.batch_norm.affine import (
-    Affine,
-    Left,
-    column,
-    integer,
-    known,
-    label,
-    number,
-    of_batch_norm,
-    rank,
-)
+from graphopt.passes.batch_norm.affine import Affine, column, of_batch_norm
 from graphopt.passes.batch_norm.plan import Plan, feed, insert_add, set_float
+from graphopt.passes.batch_norm.reading import Left, integer, known, label, number, rank, same_channels
 from graphopt.passes.batch_norm.weights import Weight, multiply, rounded, weight
 
 if TYPE_CHECKING:
@@ -31,7 +22,7 @@ if TYPE_CHECKING:
 def into_conv(plan: Plan, node: ir.Node, affine: Affine, axis: int) -> None:
     """``W'[c] = s[c]·W[c]`` for W [Cout, Cin/g, ...], grouped or not; ``b' = s·b + t``."""
     w = weight(node, 1)
-    _same_channels(node, w.array.shape[0], affine, axis)
+    _expect(node, axis, w.array.shape[0], affine)
     multiply(plan, w, column(affine.scale, 0, w.array.ndim))
     set_bias(plan, node, w, affine.scale * bias(node, affine.channels) + affine.shift)
 
@@ -40,7 +31,7 @@ def into_conv_transpose(plan: Plan, node: ir.Node, affine: Affine, axis: int) ->
     """W is [Cin, Cout/g, ...], the inputs of group i being rows i·Cin/g to (i+1)·Cin/g; ``b' = s·b + t``."""
     w, groups = weight(node, 1), integer(node, "group", 1)
     inputs, outputs = w.array.shape[:2]
-    _same_channels(node, outputs * groups, affine, axis)
+    _expect(node, axis, outputs * groups, affine)
     factor = affine.scale.reshape(groups, outputs)
     if groups > 1:
         factor = np.repeat(factor, inputs // groups, axis=0)
@@ -53,7 +44,7 @@ def into_gemm(plan: Plan, node: ir.Node, affine: Affine, axis: int) -> None:
     transposed = bool(integer(node, "transB" if axis else "transA", 0))
     w = weight(node, axis)
     along = axis if not transposed else 1 - axis
-    _same_channels(node, w.array.shape[along], affine, axis, expected=axis)
+    same_channels(node, w.array.shape[along], affine.channels)
     scale, shift = column(affine.scale, axis, 2), column(affine.shift, axis, 2)
     beta_c = number(node, "beta", 1.0) * gemm_bias(node)
     multiply(plan, w, column(affine.scale, along, 2))
@@ -82,7 +73,7 @@ def into_batch_norm(plan: Plan, node: ir.Node, affine: Affine, axis: int) -> Non
     """``γ' = s·γ``, ``β' = s·β + t``."""
     of_batch_norm(node)
     gamma, beta = weight(node, 1, "scale"), weight(node, 2, "bias")
-    _same_channels(node, len(gamma.array), affine, axis)
+    _expect(node, axis, len(gamma.array), affine)
     multiply(plan, gamma, affine.scale)
     folded = rounded(affine.scale * beta.array + affine.shift, beta.dtype, f"bias of {label(node)}")
     plan.add(feed, node, 2, folded, f"{beta.name}_folded")
@@ -126,8 +117,7 @@ def set_gemm_bias(plan: Plan, node: ir.Node, w: Weight, array: Array) -> None:
         plan.add(set_float, node, "beta", 1.0)
 
 
-def _same_channels(node: ir.Node, channels: int, affine: Affine, axis: int, expected: int = 1) -> None:
-    if axis != expected:
+def _expect(node: ir.Node, axis: int, channels: int, affine: Affine) -> None:
+    if axis != 1:
         raise Left(f"the map's axis {axis} is not the axis of the channels of {label(node)}")
-    if channels != affine.channels:
-        raise Left(f"{label(node)} has {channels} channels where the map has {affine.channels}")
+    same_channels(node, channels, affine.channels)

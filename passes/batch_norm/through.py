@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.passes.batch_norm.affine import VIEWS, Affine, Left, column, integer, is_onnx, label, rank
+from graphopt.passes.batch_norm.affine import Affine, column
+from graphopt.passes.batch_norm.reading import VIEWS, Left, integer, integers, is_onnx, label, rank, same_channels
 from graphopt.passes.random_ops import is_inference_dropout
 
 if TYPE_CHECKING:
@@ -41,10 +42,7 @@ def _is_inference(node: ir.Node) -> bool:
 
 
 def _transpose(node: ir.Node, axis: int, forward: bool) -> int:
-    attribute = node.attributes.get("perm")
-    if attribute is not None and attribute.is_ref():
-        raise Left(f"attribute perm of {label(node)} is a parameter of the enclosing function")
-    perm = list(attribute.as_ints()) if attribute is not None else list(range(rank(node.inputs[0])))[::-1]
+    perm = integers(node, "perm") or list(range(rank(node.inputs[0])))[::-1]
     return perm.index(axis) if forward else perm[axis]
 
 
@@ -67,8 +65,7 @@ def _view(node: ir.Node, axis: int, affine: Affine, forward: bool) -> tuple[int,
     here, there = [_static_tail(v) for v in ((value, other) if forward else (other, value))]
     if axis < 1 or here is None or there is None or math.prod(here) != math.prod(there):
         raise Left(f"{label(node)} changes the first axis, or its shape is unknown")
-    if here[axis - 1] != affine.channels:
-        raise Left(f"{label(node)} has {here[axis - 1]} channels where the map has {affine.channels}")
+    same_channels(node, here[axis - 1], affine.channels)
     whole = [np.broadcast_to(column(v, axis - 1, len(here)), here).reshape(there) for v in (affine.scale, affine.shift)]
     for i, size in enumerate(there):
         rows = [np.moveaxis(w, i, 0).reshape(size, -1) for w in whole]

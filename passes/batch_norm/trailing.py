@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.graph import used_once
-from graphopt.passes.batch_norm.affine import Affine, Left, computed_operand, label, of_batch_norm, of_pointwise
+from graphopt.passes.batch_norm.affine import Affine, computed_operand, of_batch_norm, of_pointwise
 from graphopt.passes.batch_norm.plan import Plan, drop
 from graphopt.passes.batch_norm.producers import into_batch_norm
+from graphopt.passes.batch_norm.reading import Left, label
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.passes.batch_norm.affine import Left, constant, integer, is_onnx, known, label
 from graphopt.passes.batch_norm.plan import Plan, feed, feed_dequantized
+from graphopt.passes.batch_norm.reading import Left, constant, integer, is_onnx, known, label
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -33,8 +33,10 @@ class Scope:
     def constant(self, reader: ir.Node, hint: str, array: Array) -> ir.Value:
         """A new constant for `reader`: an initializer, in a function's body a Constant node."""
         assert reader.graph is not None
+        if reader.graph is self.root and not self.is_function:
+            return add_constant(self.root, hint, array)
         name = fresh_name(self.root, hint)
-        if not (self.is_function and reader.graph is self.root):
+        if reader.graph is not self.root:
             return add_constant(reader.graph, name, array)
         tensor = ir.tensor(np.asarray(array, order="C"), name=name)
         node = ir.node("Constant", [], {"value": tensor}, name=name)

@@ -44,7 +44,14 @@ def build() -> Callable[..., ir.Model]:
         header = f'<ir_version: 9, opset_import: ["": {opset}, "local": 1]>'
         text = f"{header}\nmain ({inputs}) => ({out}) {{ {body} }}\n{extra}"
         rng = np.random.default_rng(seed)
-        kinds = {"float": np.float32, "float16": np.float16, "int8": np.int8, "int64": np.int64, "double": np.float64}
+        kinds = {
+            "float": np.float32,
+            "float16": np.float16,
+            "int8": np.int8,
+            "int32": np.int32,
+            "int64": np.int64,
+            "double": np.float64,
+        }
         weights = {}
         for name, kind in declared.items():
             if not name.startswith("x"):

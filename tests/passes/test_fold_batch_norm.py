@@ -3,6 +3,7 @@
 import cProfile
 import json
 import pstats
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,7 @@ import pytest
 from graphopt import oracle
 from graphopt.base import Context
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
-from graphopt.testing import apply, assert_equivalent, op_types
+from graphopt.testing import apply, assert_equivalent, assert_golden, listing, op_types
 
 BN = "BatchNormalization"
 CONV = {"x": "float[2,4,8,8]", "w": "float[6,4,3,3]", "norms": {1: 6}}
@@ -459,6 +460,43 @@ def test_quantized_grouped_and_matmul_weights(build):
     assert_equivalent(model, after, rtol=2e-5)
     assert report.facts["left"] == 0
     assert op_types(after).count("DequantizeLinear") == 2  # the shared one is copied
+
+
+def test_quantized_bias_becomes_a_float(build):
+    body = """w = DequantizeLinear<axis=0>(i, d) c = DequantizeLinear<axis=0>(j, e) t = Conv(x, w, c)
+    y = BatchNormalization(t, g1, b1, m1, v1)"""
+    values = {"j": np.array([500, -7, 80], np.int32)}
+    model = build(
+        body,
+        x="float[2,2,5,5]",
+        i="int8[3,2,3,3]",
+        d="float[3]",
+        j="int32[3]",
+        e="float[3]",
+        norms={1: 3},
+        values=values,
+    )
+    after, report = apply(FoldBatchNorm(), model)
+    assert_equivalent(model, after, rtol=2e-5)
+    assert op_types(after).count("DequantizeLinear") == 1
+    assert report.facts["left"] == 0
+
+
+def test_golden(build, update_golden):
+    """One graph with each kind of fold, as text: a stem, a Concat of which one piece stays, a norm before a Conv."""
+    body = """stem = Conv(x, w0) n1 = BatchNormalization(stem, g1, b1, m1, v1) r1 = Relu(n1)
+    left = Conv(r1, w1) right = MaxPool<kernel_shape=[1,1]>(r1) both = Concat<axis=1>(left, right)
+    n2 = BatchNormalization(both, g2, b2, m2, v2) r2 = Relu(n2)
+    n3 = BatchNormalization(r2, g3, b3, m3, v3) last = Conv(n3, w2) pooled = GlobalAveragePool(last)
+    flat = Flatten(pooled) out = MatMul(flat, w3) y = BatchNormalization(out, g4, b4, m4, v4)"""
+    declared = {"x": "float[N,3,8,8]", "w0": "float[4,3,3,3]", "w1": "float[6,4,1,1]", "w2": "float[5,10,1,1]"}
+    norms = {1: 4, 2: 10, 3: 10, 4: 7}
+    model = build(body, **declared, w3="float[5,7]", norms=norms, out="float[a,b] y")
+    after, report = apply(FoldBatchNorm(), model)
+    assert_equivalent(model, after, rtol=2e-5)
+    lines = [f"{c.node}: {c.action}" for c in report.changes] + [f"{s.node} stays: {s.reason}" for s in report.skipped]
+    golden = Path(__file__).parents[1] / "golden" / "fold_batch_norm.txt"
+    assert_golden(listing(after) + "\n" + "\n".join(lines) + "\n", golden, update_golden)
 
 
 def test_mixed_half_and_single_precision_norm(build):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import onnx_ir as ir
 from pydantic import Field
@@ -23,10 +23,30 @@ from graphopt.passes.distil.search import candidates
 from graphopt.passes.distil.student import Fitted, Student, UnsupportedError, to_model
 
 STUDENTS: dict[str, type[Student]] = {s.name: s for s in (LowRank, DepthwiseSeparable, MergedLinear)}
-AIM = 0.9
-"""A student is sized on the fitting data for this part of `max_error`; the rest is room for unseen data."""
+AIM = 0.95
+"""A student's size is chosen for this part of `max_error` on the tuning data; the rest is room for unseen data."""
+TUNING = 1 / 3
+"""The part of the calibration data not held out that chooses sizes instead of weights."""
+TOGETHER = 4
+"""Most regions whose activations are gathered in one reading of the data; bounds the memory for moments."""
 SMALLEST_SHARE = 0.01
 """Regions with a smaller share of the model's MACs are not tried when the choice is automatic."""
+
+
+class _Data(NamedTuple):
+    fitting: Batches
+    tuning: Batches
+    held_out: Batches
+
+
+def _observe(model: ir.Model, trials: Sequence[tuple[Region, list[Student]]], data: _Data) -> None:
+    """One reading of the data for all trials."""
+    regions = [region for region, _ in trials]
+    for part in ("fitting", "tuning") if trials else ():
+        for pairs in activations(model, regions, getattr(data, part)):
+            for (x, y), (_, students) in zip(pairs, trials, strict=True):
+                for student in students:
+                    getattr(student, part).add(student.rows(x, y))
 
 
 @dataclass(frozen=True)
@@ -37,8 +57,9 @@ class SubstituteDistilled(Pass):
     nodes: globs over node names; each connected group of matching nodes is a region.
     With neither, regions are chosen: those with most MACs that some student suits, until `regions` are replaced.
     student: "low-rank", "depthwise-separable", "merged-linear", or "auto" for the one with fewest MACs.
-    max_error: the largest relative L2 error of a region's output, ``|student(x) - teacher(x)| / |teacher(x)|``,
-        on calibration data that was held out of the fit.
+    max_error: the largest error of a region's output, ``|student(x) - teacher(x)| / |teacher(x) - mean|`` (L2; the
+        mean is each channel's, so that what a constant could do counts for nothing), on calibration data that was
+        held out of the fit.
     max_macs: the largest part of its region's MACs that a student may cost.
     held_out: the part of the calibration data that is held out.
 
@@ -74,30 +95,20 @@ class SubstituteDistilled(Pass):
     def apply(self, model: ir.Model, context: Context) -> Report:
         """Substitute in place.
 
-        Facts: `macs` and `parameters` before and after, `output_errors` (held-out relative L2 by output), and
-        `substitutions`, one a region replaced: its nodes, boundary, student, size, MACs, parameters, errors.
+        Facts: `macs` and `parameters` before and after; `output_errors`, ``|after - before| / |before|`` of each
+        float output on the held-out data; `substitutions`, one for each region replaced: its nodes, boundary,
+        student, size, MACs, parameters, errors.
 
         Raises:
             DataError: no calibration data, or too few to hold some out.
             UsageError: the region is unknown, not convex, or a value inside it is used outside.
             PassError: the region's values are not finite.
         """
-        fitting, held_out = context.needs_calibration(self.name).split(self.held_out)
+        rest, held_out = context.needs_calibration(self.name).split(self.held_out)
+        data = _Data(*rest.split(TUNING), held_out)
         report = Report()
         original, before = model.clone(), cost(model)
-        done: list[dict[str, Any]] = []
-        gone: set[ir.Node] = set()
-        for chosen in self._choose(model, before.macs, report):
-            if self._automatic and len(done) == self.regions:
-                break
-            if not gone.isdisjoint(chosen.nodes):
-                report.skip(chosen.title, "overlaps a region that was replaced")
-                continue
-            region = of_nodes(model.graph, chosen.nodes)  # its input may be a student's output by now
-            substitution = self._substitute(model, region, fitting, held_out, report)
-            if substitution:
-                done.append(substitution)
-                gone.update(region.nodes)
+        done = self._run(model, self._choose(model, before.macs, report), data, report)
         if done:
             remove_unused(model)
             report.facts["output_errors"] = outputs_error(original, model, held_out)
@@ -122,16 +133,45 @@ class SubstituteDistilled(Pass):
                 report.skip(region.title, f"has {region.macs} of the model's {macs} MACs, less than a hundredth")
         return [region for region in found if region.macs >= SMALLEST_SHARE * macs]
 
-    def _substitute(
-        self, model: ir.Model, region: Region, fitting: Batches, held_out: Batches, report: Report
+    def _run(self, model: ir.Model, chosen: Iterable[Region], data: _Data, report: Report) -> list[dict[str, Any]]:
+        """Try the regions in order. Several share a reading of the data as long as none of them is replaced."""
+        done: list[dict[str, Any]] = []
+        gone: set[ir.Node] = set()
+        pending, together = list(chosen), 1
+        while pending and not (self._automatic and len(done) == self.regions):
+            taken, pending = pending[:together], pending[together:]
+            together = min(2 * together, TOGETHER)
+            trials = self._trials(model, taken, gone, report)
+            _observe(model, trials, data)
+            for index, (region, students) in enumerate(trials):
+                facts = self._try(model, region, students, data, report)
+                if facts:
+                    done.append(facts)
+                    gone.update(region.nodes)
+                    pending = [later for later, _ in trials[index + 1 :]] + pending  # what they see has changed
+                    together = 1
+                    break
+        return done
+
+    def _trials(
+        self, model: ir.Model, regions: Iterable[Region], gone: set[ir.Node], report: Report
+    ) -> list[tuple[Region, list[Student]]]:
+        """The regions as they are in the model by now, with the students that suit them."""
+        found: list[tuple[Region, list[Student]]] = []
+        for region in regions:
+            if not gone.isdisjoint(region.nodes):
+                report.skip(region.title, "overlaps a region that was replaced")
+                continue
+            current = of_nodes(model.graph, region.nodes)  # its input may be a student's output by now
+            students = self._students(model, current, report)
+            if students:
+                found.append((current, students))
+        return found
+
+    def _try(
+        self, model: ir.Model, region: Region, students: list[Student], data: _Data, report: Report
     ) -> dict[str, Any] | None:
         """Fit, judge, and graft or leave; what was done, or None."""
-        students = self._students(model, region, report)
-        if not students:
-            return None
-        for x, y in activations(model, region, fitting):
-            for student in students:
-                student.observe(x, y)
         built = [(to_model(model, region, one), one) for one in self._fit(students, region, report)]
         if not built:
             return None
@@ -141,12 +181,13 @@ class SubstituteDistilled(Pass):
         if price.macs > self.max_macs * macs:
             report.skip(region.title, f"{what} has {price.macs} MACs, too many beside the teacher's {macs}")
             return None
-        error = student_error(small, activations(model, region, held_out))
+        pairs = (pair for (pair,) in activations(model, [region], data.held_out))
+        error = student_error(small, best.axis, pairs)
         if not error <= self.max_error:
             report.skip(
                 region.title,
                 f"rolled back: {what} would take {price.macs} MACs instead of {macs}, but its held-out error is "
-                f"{error:.4f}, above max_error={self.max_error:g} (fitting error {best.error:.4f})",
+                f"{error:.4f}, above max_error={self.max_error:g} (tuning error {best.error:.4f})",
             )
             return None
         report.change(region.title, f"{what}: {macs} -> {price.macs} MACs, held-out error {error:.4f}")
@@ -158,7 +199,7 @@ class SubstituteDistilled(Pass):
             **best.size,
             "macs": {"before": macs, "after": price.macs},
             "parameters": {"before": region.parameters, "after": price.parameters},
-            "fitting_error": best.error,
+            "tuning_error": best.error,
             "held_out_error": error,
         }
         graft(model, region, small)

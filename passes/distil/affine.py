@@ -38,9 +38,10 @@ class Affine:
         """The weight as (Cout, Cin * kernel)."""
         return self.weight.reshape(self.weight.shape[0], -1)
 
-    def rows(self, y: Array) -> Array:
-        """Outputs as (positions, Cout)."""
-        return positions(y, 1 if self.is_conv else -1)
+    @property
+    def axis(self) -> int:
+        """The axis of the output that holds the channels."""
+        return 1 if self.is_conv else -1
 
     def window(self) -> dict[str, Any]:
         """The attributes of the Conv that say where its window goes."""

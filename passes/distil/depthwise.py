@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.passes.distil.affine import patches, read_affine
-from graphopt.passes.distil.moments import Moments, energy, relative
+from graphopt.passes.distil.moments import Moments, relative
 from graphopt.passes.distil.region import Region
 from graphopt.passes.distil.student import Array, Fitted, Layer, Student, UnsupportedError
 
@@ -17,7 +17,7 @@ LARGEST = 2304
 """Unknowns of the depthwise half (channels * kernel * multiplier) solved for at once: 256 channels of 3 x 3."""
 ROUNDS = 12
 """Most rounds of alternating least squares; it stops earlier when a round gains less than `ENOUGH`."""
-ENOUGH = 1e-3
+ENOUGH = 3e-3
 RIDGE = 1e-7
 """Proximal weight of each half-step, relative to its normal matrix: keeps unseen directions where they started."""
 
@@ -25,9 +25,9 @@ RIDGE = 1e-7
 class DepthwiseSeparable(Student):
     """``W[o,i,s]`` becomes ``sum_j P[o,(i,j)] D[(i,j),s]`` with m filters a channel: Cin m (k + Cout) MACs a position.
 
-    Starting weights: for each input channel the truncated SVD of its slice ``W[:, i, :]``. Then alternating
-    least squares on the data (each half-step is linear), with G the covariance of the patches and A the
-    depthwise half as a matrix (Cin m, Cin k)::
+    Starting weights: for each input channel the leading singular pair of its slice ``W[:, i, :]``; for a greater m
+    that of what is still missing. Then alternating least squares on the data (each half-step is linear), with G the
+    covariance of the patches and A the depthwise half as a matrix (Cin m, Cin k)::
 
         minimise  tr (W - P A) G (W - P A)^T  =  E |(y - mean) - P A (patch - mean)|^2
         P-step:   P (A G A^T) = W G A^T
@@ -50,53 +50,56 @@ class DepthwiseSeparable(Student):
         if self.largest < 1:
             raise UnsupportedError(f"with {out} output channels and {taps} taps no multiplier saves enough MACs")
         self.shape = (out, channels, taps)
-        self.moments = Moments(channels * taps)
+        self.fitting, self.tuning = Moments(channels * taps), Moments(channels * taps)
 
-    def observe(self, x: Array, y: Array) -> None:
+    def rows(self, x: Array, y: Array) -> Array:
         """The teacher is affine, so its inputs tell all."""
-        self.moments.add(patches(x, self.teacher))
+        return patches(x, self.teacher)
 
     def fit(self, target: float) -> Fitted:
         """The smallest multiplier whose error is within `target`."""
-        weight, mean, cov = self.teacher.matrix, self.moments.mean, self.moments.covariance
-        y_mean = weight @ mean + self.teacher.bias
-        total = energy(y_mean, weight @ cov @ weight.T)
-        error = float("inf")
+        cov, seen = self.fitting.covariance, self.tuning.about(self.fitting.mean)
+        enough, spread = target**2 * self._spread(cov), self._spread(self.tuning.covariance)
+        p, d, error = np.zeros((self.shape[0], 0)), np.zeros((self.shape[1], 0, self.shape[2])), float("inf")
         for multiplier in range(1, self.largest + 1):
-            p, d, loss = self._alternate(multiplier, cov, target**2 * total)
-            error = relative(loss, total)
+            p, d = self._alternate(self._grow(p, d), cov, enough)
+            error = relative(self._loss(p, d, seen), spread)
             if error <= target:
-                bias = y_mean - p @ (self._matrix(d) @ mean)
-                return Fitted(self.name, self._layers(p, d, bias), error, {"multiplier": multiplier})
+                pooled = self.fitting + self.tuning
+                p, d = self._alternate((p, d), pooled.covariance, 0.0)
+                mean = pooled.mean
+                bias = self.teacher.matrix @ mean + self.teacher.bias - p @ (self._matrix(d) @ mean)
+                size = {"multiplier": multiplier}
+                return Fitted(self.name, self._layers(p, d, bias), error, size, self.teacher.axis)
         raise UnsupportedError(
-            f"{self.largest} filters a channel, the most it may have, leave an error of {error:.4f} on the fitting "
-            f"data, above {target:.4f}"
+            f"{self.largest} filters a channel, the most it may have, leave an error of {error:.4f} on the "
+            f"tuning data, above {target:.4f}"
         )
 
-    def _alternate(self, multiplier: int, cov: Array, enough: float) -> tuple[Array, Array, float]:
+    def _alternate(self, start: tuple[Array, Array], cov: Array, enough: float) -> tuple[Array, Array]:
         """Rounds until they gain nothing, or until the rest of them could not bring the loss down to `enough`."""
-        p, d = self._start(multiplier)
+        p, d = start
         loss = self._loss(p, d, cov)
         for left in reversed(range(ROUNDS)):
             p = self._solve_pointwise(p, d, cov)
             d = self._solve_depthwise(p, d, cov)
             before, loss = loss, self._loss(p, d, cov)
             gain = before - loss
-            if gain <= ENOUGH * before or (left < ROUNDS - 2 and loss - left * gain > enough):
+            if gain <= ENOUGH * before or (left < ROUNDS - 2 and 0.0 < enough < loss - left * gain):
                 break
-        return p, d, loss
+        return p, d
 
-    def _start(self, multiplier: int) -> tuple[Array, Array]:
-        """Truncated SVD of each channel's slice: P (Cout, Cin m), D (Cin, m, taps)."""
+    def _spread(self, cov: Array) -> float:
+        """E|y - mean|^2 for patches of this covariance."""
+        return float(np.einsum("oi,ij,oj->", self.teacher.matrix, cov, self.teacher.matrix, optimize=True))
+
+    def _grow(self, p: Array, d: Array) -> tuple[Array, Array]:
+        """One filter more for each channel: the leading singular pair of what its slice of W still misses."""
         out, channels, taps = self.shape
-        slices = self.teacher.matrix.reshape(out, channels, taps).transpose(1, 0, 2)
-        u, s, vt = np.linalg.svd(slices, full_matrices=False)
-        found = s.shape[1]
-        p, d = np.zeros((channels, out, multiplier)), np.zeros((channels, multiplier, taps))
-        kept = min(multiplier, found)
-        p[:, :, :kept] = u[:, :, :kept] * s[:, None, :kept]
-        d[:, :kept] = vt[:, :kept]
-        return p.transpose(1, 0, 2).reshape(out, channels * multiplier), d
+        gap = (self.teacher.matrix - p @ self._matrix(d)).reshape(out, channels, taps).transpose(1, 0, 2)
+        u, s, vt = np.linalg.svd(gap, full_matrices=False)
+        wider = np.concatenate([p.reshape(out, channels, -1), (u[:, :, 0] * s[:, :1]).T[:, :, None]], axis=2)
+        return wider.reshape(out, -1), np.concatenate([d, vt[:, :1]], axis=1)
 
     def _matrix(self, d: Array) -> Array:
         """D as the matrix A (Cin m, Cin taps): each channel's filters see its own taps only."""

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphopt import oracle
 from graphopt.errors import PassError
 from graphopt.graph import add_constant, derive, fresh_name
+from graphopt.passes.distil.affine import positions
 from graphopt.passes.distil.moments import relative
 from graphopt.passes.distil.region import Region
 from graphopt.passes.distil.student import Array
@@ -19,38 +20,46 @@ if TYPE_CHECKING:
     from graphopt.data import Feeds
 
 
-def activations(model: ir.Model, region: Region, batches: Iterable[Feeds]) -> Iterator[tuple[Array, Array]]:
-    """The region's input and output for each batch, as the model computes them.
+def activations(
+    model: ir.Model, regions: Sequence[Region], batches: Iterable[Feeds]
+) -> Iterator[list[tuple[Array, Array]]]:
+    """The input and output of each region for each batch, as the model computes them.
 
-    Raises `PassError` when the teacher's values are not finite: nothing can be fitted to them.
+    Raises `PassError` when one of them is not finite: nothing can be fitted to it.
     """
-    x, y = str(region.inputs[0].name), str(region.outputs[0].name)
-    fed = region.inputs[0].is_graph_input()
-    session = oracle.Session(model, [y] if fed else [x, y])
+    ends = [(region.inputs[0], region.outputs[0]) for region in regions]
+    tapped = dict.fromkeys(value for pair in ends for value in pair if not value.is_graph_input())
+    session = oracle.Session(model, [str(value.name) for value in tapped])
     for feeds in batches:
         values = {**feeds, **session.run(feeds)}
-        if not (np.isfinite(values[x]).all() and np.isfinite(values[y]).all()):
-            raise PassError(
-                f"the region ending at `{region.name}` has values that are not finite (`{x}` or `{y}`) on the "
-                "calibration data: leave it out of the substitution, or look for the data that causes it."
-            )
-        yield values[x], values[y]
+        for region, pair in zip(regions, ends, strict=True):
+            bad = [value.name for value in pair if not np.isfinite(values[str(value.name)]).all()]
+            if bad:
+                raise PassError(
+                    f"`{bad[0]}`, at an end of the region `{region.title}`, is not finite on the calibration data: "
+                    "look for the sample that causes it, or leave the region out of the substitution."
+                )
+        yield [(values[str(x.name)], values[str(y.name)]) for x, y in ends]
 
 
-def student_error(student: ir.Model, pairs: Iterable[tuple[Array, Array]]) -> float:
-    """Relative L2 error ``|student(x) - y| / |y|`` over all pairs, run in onnxruntime."""
+def student_error(student: ir.Model, axis: int, pairs: Iterable[tuple[Array, Array]]) -> float:
+    """``|student(x) - y| / |y - mean(y)|`` over all pairs, run in onnxruntime; the mean is each channel's (`axis`).
+
+    Infinite when the student gives a value that is not finite.
+    """
     session = oracle.Session(student)
-    return relative_error((session.run({"x": x})["y"], y) for x, y in pairs)
-
-
-def relative_error(pairs: Iterable[tuple[Array, Array]]) -> float:
-    """Relative L2 error over (student's, teacher's) arrays; infinite when a student's value is not finite."""
-    residual = total = 0.0
-    for got, wanted in pairs:
-        wide = wanted.astype(np.float64)
-        residual += float(np.sum((got - wide) ** 2))
-        total += float(np.sum(wide**2))
-    return relative(residual, total) if np.isfinite(residual) else float("inf")
+    residual = second = 0.0
+    count, first, shift = 0, np.zeros(1), np.zeros(1)  # sums about the first batch's mean, as in `Moments`
+    for x, y in pairs:
+        rows = positions(y, axis).astype(np.float64)
+        if count == 0:
+            shift = rows.mean(axis=0)
+        residual += float(np.sum((positions(session.run({"x": x})["y"], axis) - rows) ** 2))
+        count += len(rows)
+        first = first + (rows - shift).sum(axis=0)
+        second += float(np.sum((rows - shift) ** 2))
+    spread = second - float(np.sum(first**2)) / count
+    return relative(residual, spread) if np.isfinite(residual) else float("inf")
 
 
 def outputs_error(before: ir.Model, after: ir.Model, batches: Iterable[Feeds]) -> dict[str, float]:

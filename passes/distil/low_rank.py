@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.distil.affine import read_affine
-from graphopt.passes.distil.moments import Moments, energy, relative
+from graphopt.passes.distil.affine import positions, read_affine
+from graphopt.passes.distil.moments import Moments, relative
 from graphopt.passes.distil.region import Region
 from graphopt.passes.distil.student import Array, Fitted, Layer, Student, UnsupportedError
 
@@ -41,31 +41,36 @@ class LowRank(Student):
         self.largest = int(budget * out * patch / (out + patch))
         if self.largest < 1:
             raise UnsupportedError(f"no rank saves enough MACs in a {out} x {patch} matrix")
-        self.moments = Moments(out)
+        self.fitting, self.tuning = Moments(out), Moments(out)
 
-    def observe(self, x: Array, y: Array) -> None:
+    def rows(self, x: Array, y: Array) -> Array:
         """Only the outputs matter."""
-        self.moments.add(self.teacher.rows(y))
+        return positions(y, self.teacher.axis)
 
     def fit(self, target: float) -> Fitted:
         """The smallest rank whose discarded energy is within `target`."""
-        weight, bias = self.teacher.matrix, self.teacher.bias
-        mean, covariance = self.moments.mean, self.moments.covariance
-        white = weight @ weight.T
-        prior = RIDGE * np.trace(covariance) / max(float(np.trace(white)), 1e-300)
-        vectors = np.linalg.eigh(covariance + prior * white)[1][:, ::-1]
-        kept = np.cumsum(np.einsum("ir,ij,jr->r", vectors, covariance, vectors, optimize=True))
-        total, spread = energy(mean, covariance), float(np.trace(covariance))
-        errors = [relative(spread - k, total) for k in kept]
-        rank = 1 + next((r for r, error in enumerate(errors) if error <= target), len(errors) - 1)
-        if rank > self.largest:
+        vectors = self._directions(self.fitting)
+        seen = self.tuning.about(self.fitting.mean)
+        kept = np.cumsum(np.einsum("ir,ij,jr->r", vectors, seen, vectors, optimize=True))
+        spread = float(np.trace(self.tuning.covariance))
+        errors = [relative(float(np.trace(seen)) - k, spread) for k in kept[: self.largest]]
+        rank = next((r for r, error in enumerate(errors, start=1) if error <= target), None)
+        if rank is None:
             raise UnsupportedError(
-                f"rank {self.largest}, the largest that saves enough MACs, leaves an error of "
-                f"{errors[self.largest - 1]:.4f} on the fitting data, above {target:.4f}"
+                f"rank {self.largest}, the largest that saves enough MACs, leaves an error of {errors[-1]:.4f} on the "
+                f"tuning data, above {target:.4f}"
             )
-        u = vectors[:, :rank]
-        layers = [self._first(u.T @ weight), *self.teacher.pointwise(u, mean + u @ (u.T @ (bias - mean)))]
-        return Fitted(self.name, tuple(layers), errors[rank - 1], {"rank": rank})
+        pooled = self.fitting + self.tuning
+        u, mean = self._directions(pooled)[:, :rank], pooled.mean
+        bias = mean + u @ (u.T @ (self.teacher.bias - mean))
+        layers = [self._first(u.T @ self.teacher.matrix), *self.teacher.pointwise(u, bias)]
+        return Fitted(self.name, tuple(layers), errors[rank - 1], {"rank": rank}, self.teacher.axis)
+
+    def _directions(self, moments: Moments) -> Array:
+        """The eigenvectors of the outputs' covariance, the one of most energy first; a column each."""
+        covariance, white = moments.covariance, self.teacher.matrix @ self.teacher.matrix.T
+        prior = RIDGE * np.trace(covariance) / max(float(np.trace(white)), 1e-300)
+        return np.linalg.eigh(covariance + prior * white)[1][:, ::-1]
 
     def _first(self, v: Array) -> Layer:
         if not self.teacher.is_conv:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt import oracle
 from graphopt.passes.distil.affine import pointwise_layers, positions
-from graphopt.passes.distil.moments import Moments, energy, relative
+from graphopt.passes.distil.moments import Moments, relative
 from graphopt.passes.distil.pointwise import channel_axis, channels
 from graphopt.passes.distil.region import LINEAR, Region
 from graphopt.passes.distil.student import Array, Fitted, Student, UnsupportedError
@@ -49,29 +49,34 @@ class MergedLinear(Student):
             raise UnsupportedError(f"it has {self.inputs} + {self.outputs} channels, more than {LARGEST} together")
         self.form = linear[-1].op_type
         self.region, self.model = region, model
-        self.moments = Moments(self.inputs + self.outputs)
+        self.fitting, self.tuning = (Moments(self.inputs + self.outputs) for _ in range(2))
 
-    def observe(self, x: Array, y: Array) -> None:
-        """The joint moments of each position's channels."""
-        self.moments.add(np.concatenate([positions(x, self.axis), positions(y, self.axis)], axis=1))
+    def rows(self, x: Array, y: Array) -> Array:
+        """The channels of x and y at each position."""
+        return np.concatenate([positions(x, self.axis), positions(y, self.axis)], axis=1)
 
     def fit(self, target: float) -> Fitted:
         """The one linear layer, if its error is within `target`."""
-        mean, cov, n = self.moments.mean, self.moments.covariance, self.inputs
-        x_mean, y_mean, xx, yx = mean[:n], mean[n:], cov[:n, :n], cov[n:, :n]
-        start = self._jacobian(x_mean, np.sqrt(np.maximum(np.diag(xx), 0.0)))
-        ridge = RIDGE * float(np.trace(xx)) / n + 1e-300
-        weight = start + np.linalg.solve(xx + ridge * np.eye(n), (yx - start @ xx).T).T
-        cross = float(np.sum(weight * yx))
-        residual = float(np.trace(cov[n:, n:])) - 2.0 * cross + float(np.sum((weight @ xx) * weight))
-        error = relative(residual, energy(y_mean, cov[n:, n:]))
+        n = self.inputs
+        start = self._jacobian(self.fitting.mean[:n], np.sqrt(np.maximum(np.diag(self.fitting.covariance)[:n], 0.0)))
+        gap = np.concatenate([-self._solve(start, self.fitting), np.eye(self.outputs)], axis=1)
+        residual = float(np.sum((gap @ self.tuning.about(self.fitting.mean)) * gap))
+        error = relative(residual, float(np.trace(self.tuning.covariance[n:, n:])))
         if error > target:
             raise UnsupportedError(
-                f"one linear layer leaves an error of {error:.4f} on the fitting data, above {target:.4f}"
+                f"one linear layer leaves an error of {error:.4f} on the tuning data, above {target:.4f}"
             )
-        rank = len(self.region.inputs[0].shape or ())
-        layers = pointwise_layers(self.form, rank, weight, y_mean - weight @ x_mean)
-        return Fitted(self.name, tuple(layers), error, {})
+        pooled = self.fitting + self.tuning
+        weight, rank = self._solve(start, pooled), len(self.region.inputs[0].shape or ())
+        layers = pointwise_layers(self.form, rank, weight, pooled.mean[n:] - weight @ pooled.mean[:n])
+        return Fitted(self.name, tuple(layers), error, {}, self.axis)
+
+    def _solve(self, start: Array, moments: Moments) -> Array:
+        """Ridge regression toward `start`; (outputs, inputs)."""
+        n, cov = self.inputs, moments.covariance
+        xx, yx = cov[:n, :n], cov[n:, :n]
+        ridge = RIDGE * float(np.trace(xx)) / n + 1e-300
+        return start + np.linalg.solve(xx + ridge * np.eye(n), (yx - start @ xx).T).T
 
     def _jacobian(self, mean: Array, spread: Array) -> Array:
         """Central differences of the teacher at `mean`, a channel at a time; (outputs, inputs)."""

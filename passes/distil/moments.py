@@ -42,17 +42,25 @@ class Moments:
     @property
     def covariance(self) -> Array:
         """E[(z - mean)(z - mean)^T], shape (d, d)."""
-        drift = self._first / self.count
-        return self._second / self.count - np.outer(drift, drift)
+        return self.about(self.mean)
+
+    def about(self, point: Array) -> Array:
+        """E[(z - point)(z - point)^T], shape (d, d)."""
+        drift, gap = self._first / self.count, point - self._shift
+        return self._second / self.count - np.outer(drift, gap) - np.outer(gap, drift) + np.outer(gap, gap)
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets of rows together."""
+        both = Moments(len(self._shift))
+        both.count = self.count + other.count
+        both._shift = self._shift
+        both._first = self._first + other.count * (other.mean - self._shift)
+        both._second = self._second + other.count * other.about(self._shift)
+        return both
 
 
-def energy(mean: Array, covariance: Array) -> float:
-    """E|z|^2 of a vector with these moments."""
-    return float(np.trace(covariance) + mean @ mean)
-
-
-def relative(residual: float, total: float) -> float:
-    """Relative L2 error ``sqrt(residual / total)``; an all-zero teacher is matched only by an all-zero residual."""
-    if total <= 0.0:
+def relative(residual: float, spread: float) -> float:
+    """``sqrt(residual / spread)``; a teacher that never varies is matched only by an all-zero residual."""
+    if spread <= 0.0:
         return 0.0 if residual <= 0.0 else float("inf")
-    return float(np.sqrt(max(residual, 0.0) / total))
+    return float(np.sqrt(max(residual, 0.0) / spread))

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import infer_shapes
+from graphopt.passes.distil.moments import Moments
 from graphopt.passes.distil.region import Region
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -31,18 +32,28 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A solved student. `error`: relative L2 on the data it was fitted on; `size`: what was chosen (rank...)."""
+    """A solved student. `error`: relative L2 on the tuning data, where `size` (rank...) was chosen.
+
+    `axis`: where the channels of the region's output are.
+    """
 
     student: str
     layers: tuple[Layer, ...]
     error: float
     size: Mapping[str, int]
+    axis: int
 
 
 class Student(abc.ABC):
-    """A smaller form for a region that reads one varying value x and yields one value y."""
+    """A smaller form for a region that reads one varying value x and yields one value y.
+
+    Weights are solved on `fitting`, the size is chosen on `tuning`, then both are pooled for the last solve. All
+    errors are ``|student - y| / |y - mean|``, the mean taken for each channel: what a constant could do is no merit.
+    """
 
     name: ClassVar[str]
+    fitting: Moments
+    tuning: Moments
 
     @abc.abstractmethod
     def __init__(self, model: ir.Model, region: Region, budget: float) -> None:
@@ -52,12 +63,12 @@ class Student(abc.ABC):
         """
 
     @abc.abstractmethod
-    def observe(self, x: Array, y: Array) -> None:
-        """Take in one batch of the region's input and output; memory does not grow with their number."""
+    def rows(self, x: Array, y: Array) -> Array:
+        """What a batch of the region's input and output adds to the moments: (positions, d)."""
 
     @abc.abstractmethod
     def fit(self, target: float) -> Fitted:
-        """The smallest student whose relative L2 error on what was observed is at most `target`.
+        """The smallest student whose error is at most `target`.
 
         Raises `UnsupportedError` when none within the budget is.
         """

@@ -191,22 +191,32 @@ def test_moments_equal_numpys_also_about_a_large_mean(shift: float) -> None:
         moments.add(part)
     np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), rtol=1e-8)
+    left, right = Moments(7), Moments(7)
+    left.add(rows[:50])
+    right.add(rows[50:] + 1.0)
+    both = np.concatenate([rows[:50], rows[50:] + 1.0])
+    np.testing.assert_allclose((left + right).mean, both.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose((left + right).covariance, np.cov(both.T, bias=True), rtol=1e-8)
+    gap = both - 3.0
+    np.testing.assert_allclose((left + right).about(np.full(7, 3.0)), gap.T @ gap / len(gap), rtol=1e-8)
 
 
 def test_no_step_of_the_alternation_raises_the_loss() -> None:
     model = conv(normal(1, 10, 6, 3, 3))
     student = DepthwiseSeparable(model, of_globs(model.graph, ["teacher"])[0], 0.9)
-    student.observe(normal(2, 4, 6, 9, 8), np.zeros(0))
-    cov = student.moments.covariance
-    p, d = student._start(2)
+    student.fitting.add(student.rows(normal(2, 4, 6, 9, 8), np.zeros(0)))
+    cov = student.fitting.covariance
+    p, d = np.zeros((10, 0)), np.zeros((6, 0, 9))
     losses = [student._loss(p, d, cov)]
-    for _ in range(4):
-        p = student._solve_pointwise(p, d, cov)
-        losses.append(student._loss(p, d, cov))
-        d = student._solve_depthwise(p, d, cov)
-        losses.append(student._loss(p, d, cov))
+    for _ in range(3):
+        p, d = student._grow(p, d)
+        for _ in range(3):
+            p = student._solve_pointwise(p, d, cov)
+            losses.append(student._loss(p, d, cov))
+            d = student._solve_depthwise(p, d, cov)
+            losses.append(student._loss(p, d, cov))
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.95 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 # ---- rolled back ----------------------------------------------------------------------------------------
@@ -379,10 +389,10 @@ def test_digits_keep_their_accuracy_on_held_out_labels() -> None:
         return evaluation.score(session.run(feeds) for feeds in evaluation.feeds())
 
     context = Context(calibration=open_data(reference.calibration(), model))
-    after, report = apply(SubstituteDistilled(regions=4, max_error=0.2), model, context)
+    after, report = apply(SubstituteDistilled(regions=4, max_error=0.25), model, context)
     assert len(report.changes) >= 3
     assert report.facts["macs"]["after"] <= 0.6 * report.facts["macs"]["before"]
     assert report.facts["parameters"]["after"] <= 0.6 * report.facts["parameters"]["before"]
     assert accuracy(after) >= accuracy(model) - 0.01
     for fact in report.facts["substitutions"]:
-        assert fact["held_out_error"] <= 0.2
+        assert fact["held_out_error"] <= 0.25

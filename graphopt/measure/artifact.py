@@ -49,7 +49,9 @@ def _feeds(model: ir.Model, path: str | Path | None) -> dict[str, Any]:
 
     if path is not None:
         return read_npz(Path(path))
-    batch = {
-        str(value.shape[0].value): 1 for value in model.graph.inputs if value.shape and not value.shape.is_static(0)
-    }
-    return random_feeds(model, dims=batch)
+    return random_feeds(model, dims={_first_dim(value): 1 for value in model.graph.inputs})
+
+
+def _first_dim(value: ir.Value) -> str:
+    dim = value.shape[0] if value.shape else 1
+    return str(dim if isinstance(dim, int) else dim.value)

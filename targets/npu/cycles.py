@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from graphopt.targets.npu.isa import Exec, Load, Store
-from graphopt.targets.npu.machine import DotProduct, Machine, Memory, Systolic
+from graphopt.targets.npu.machine import Dataflow, DotProduct, Machine, Memory, Systolic
 
 
 def systolic_cycles(array: Systolic, m: int, n: int, k: int) -> int:
@@ -18,11 +18,12 @@ def systolic_cycles(array: Systolic, m: int, n: int, k: int) -> int:
         input-stationary   ceil(k/R) * ceil(m/C) * (n + 2R + C - 2)
     """
     rows, columns = array.rows, array.columns
-    if array.dataflow == "output-stationary":
-        return _up(m, rows) * _up(n, columns) * (k + rows + columns - 2)
-    if array.dataflow == "weight-stationary":
-        return _up(k, rows) * _up(n, columns) * (m + 2 * rows + columns - 2)
-    return _up(k, rows) * _up(m, columns) * (n + 2 * rows + columns - 2)
+    ways: dict[Dataflow, int] = {
+        "output-stationary": _up(m, rows) * _up(n, columns) * (k + rows + columns - 2),
+        "weight-stationary": _up(k, rows) * _up(n, columns) * (m + 2 * rows + columns - 2),
+        "input-stationary": _up(k, rows) * _up(m, columns) * (n + 2 * rows + columns - 2),
+    }
+    return min(ways[dataflow] for dataflow in array.dataflows)
 
 
 def dot_product_cycles(array: DotProduct, window: Exec) -> int:

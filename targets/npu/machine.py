@@ -13,6 +13,7 @@ import pydantic
 from graphopt.errors import UsageError
 
 Positive = Annotated[int, pydantic.Field(gt=0)]
+Dataflow = Literal["weight-stationary", "output-stationary", "input-stationary"]
 Space = Literal["activations", "constants"]
 HERE = Path(__file__).parent
 
@@ -50,10 +51,13 @@ class DotProduct(_Part):
 
 
 class Systolic(_Part):
-    """A systolic array of `rows` x `columns` multipliers; what stays in place is its dataflow."""
+    """A systolic array of `rows` x `columns` multipliers.
+
+    `dataflows`: what may stay in place; an array with several takes the quickest for each window.
+    """
 
     kind: Literal["systolic"]
-    dataflow: Literal["weight-stationary", "output-stationary", "input-stationary"]
+    dataflows: tuple[Dataflow, ...] = pydantic.Field(min_length=1)
     rows: Positive
     columns: Positive
 

@@ -37,7 +37,7 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return tuple(int(dim) for dim in value.shape.numpy())
 
 
-OPEN = "its shape is open: fix the model's symbolic dimensions"
+OPEN = "its shape is open: fix the model's symbolic dimensions (--dim N=1)"
 
 
 def conv_geometry(node: ir.Node, weights: Operand) -> tuple[Array, Geometry | str]:

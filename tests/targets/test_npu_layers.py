@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from graphopt.targets.npu.codegen import compile_layer
 from graphopt.targets.npu.layer import Geometry, Layer, Requantise
 from graphopt.targets.npu.machine import Machine, load_machine
+from graphopt.targets.npu.numerics import pack_parameters, requantise
 from graphopt.targets.npu.simulator import run_stream
 
 EDGE, GEMMINI = load_machine("edge"), load_machine("gemmini-16")
@@ -179,3 +180,21 @@ def test_halves_and_saturation(mode: str) -> None:
     assert run(layer, machine, x).ravel().tolist() == expected
     unit[:] = 1e4
     assert run(layer, machine, x).ravel().tolist() == [-128, -128, -128, 0, 127, 127, 127, 127, -128]
+
+
+@given(st.integers(0, 9999), st.floats(1e-9, 0.9), st.integers(-128, 127))
+def test_the_two_roundings_differ_by_one_at_most(seed: int, multiplier: float, zero: int) -> None:
+    rng = np.random.default_rng(seed)
+    scale = np.full(4, multiplier, np.float32)
+    acc = rng.integers(-(2**31), 2**31, (4, 50)) // 10 ** rng.integers(0, 9, (4, 50))
+    values = [
+        requantise(acc.astype(np.int32), pack_parameters(np.zeros(4, np.int32), scale, mode), mode, zero, -128, 127)
+        for mode in ("float32", "fixed31")
+    ]
+    assert np.abs(values[0] - values[1]).max() <= 1
+
+
+@pytest.mark.parametrize("multiplier", [0.0, -0.5, np.inf, np.nan, 2.0**30])
+def test_a_multiplier_no_shift_can_express_is_refused(multiplier: float) -> None:
+    with pytest.raises(ValueError, match="multiplier"):
+        pack_parameters(np.zeros(1, np.int32), np.array([multiplier], np.float32), "fixed31")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import graphopt.targets.npu.machine
 from graphopt.errors import ArtifactError, LoweringError, UsageError
+from graphopt.targets.npu import runtime
 from graphopt.targets.npu.check import check
 from graphopt.targets.npu.codegen import compile_layer
 from graphopt.targets.npu.isa import KINDS, WORD, End, Exec, Fill, Instruction, Load, Store, Vector, decode, encode
@@ -192,3 +193,14 @@ def test_a_wrong_description_names_the_key(old: str, new: str, culprit: str, tmp
 def test_an_unknown_machine_names_the_presets() -> None:
     with pytest.raises(UsageError, match="gemmini-16"):
         load_machine("tpu-9000")
+
+
+def test_the_runtime_refuses_a_damaged_stream() -> None:
+    stream, constants, x = build()
+    machine, words = np.frombuffer(SMALL.to_json(), np.uint8).copy(), np.frombuffer(pack(stream), np.uint8).copy()
+    out = np.zeros(stream.sizes[2], np.uint8)
+    runtime.run(x, machine, words, constants, out)
+    assert out.tobytes() == execute(stream, constants, x)
+    words[200] ^= 1
+    with pytest.raises(ArtifactError, match="checksum"):
+        runtime.run(x, machine, words, constants, out)

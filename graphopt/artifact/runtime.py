@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -83,7 +84,7 @@ def start_cuda() -> None:
     except (OSError, RuntimeError) as error:
         raise ArtifactError(
             f"{need} TVM's CUDA runtime can't be loaded ({_paragraph(error)}): "
-            "install CUDA 13's runtime with pip install nvidia-cuda-runtime."
+            "install CUDA 13's runtime with pip install 'graphopt[cuda]'."
         ) from error
     if not tvm_ffi.get_global_func("runtime.GetDeviceAttr")(_CUDA, 0, 0):
         raise ArtifactError(f"{need} the CUDA driver finds none on this machine.")
@@ -134,7 +135,8 @@ class Session:
         self._device = tvm_ffi.device("cuda", 0) if device == "cuda" else None
         self._weights: list[Any] = []
         try:
-            machine = _load_library(library)["vm_load_executable"]()
+            with _compiler() if device == "cuda" else contextlib.nullcontext():
+                machine = _load_library(library)["vm_load_executable"]()
             kinds = [_CUDA, _CPU] if device == "cuda" else [_CPU]
             machine["vm_initialization"](*(setting for kind in kinds for setting in (kind, 0, _POOLED)))
             self._entry: Callable[..., Any] = machine[entry]
@@ -165,6 +167,11 @@ class Session:
     def _place(self, array: Array) -> Any:
         tensor = to_tensor(array)
         return tensor if self._device is None else _copy(tensor, self._device)
+
+
+def _compiler() -> contextlib.AbstractContextManager[None]:
+    """Makes machine code of the CUDA C that a GPU artifact carries when it was built without a CUDA compiler."""
+    return importlib.import_module("graphopt.targets.cuda.runtime").compiling()
 
 
 def _load_library(library: memoryview) -> Any:

@@ -20,6 +20,7 @@ from graphopt.errors import LoweringError, UsageError
 from graphopt.targets.cuda import Cuda, arch, compiler, link, ptxas
 
 needs_compiler = pytest.mark.skipif(set(compiler.routes()) == {"source"}, reason="neither nvcc nor NVRTC here")
+needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and cc")
 needs_gpu = pytest.mark.skipif(not arch.devices(), reason="no CUDA device on this machine")
 
 NET = """<ir_version: 10, opset_import: ["": 18]>
@@ -103,15 +104,20 @@ def test_the_library_holds_machine_code_and_no_source(program):
     assert b"__global__" in program.files["kernels.cu"]
 
 
-def test_without_any_compiler_the_source_is_embedded(net, monkeypatch):
-    monkeypatch.setattr(compiler, "_nvcc", lambda: None)
-    monkeypatch.setattr(compiler, "_nvrtc", lambda: None)
-    program = Cuda().build(net, Context())
-    assert b"__global__" in program.library
-    assert program.report["route"] == "source"
-    assert "when loaded beside a GPU" in program.report["embedded"]
-    assert list(program.files) == ["kernels.cu"]
-    assert {"schedule", "nodes", "name"} == set(program.report["kernels"][0])
+@pytest.fixture(scope="module")
+def source_only(net) -> Program:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "_nvcc", lambda: None)
+        patch.setattr(compiler, "_nvrtc", lambda: None)
+        return Cuda().build(net, Context())
+
+
+def test_without_any_compiler_the_source_is_embedded(source_only):
+    assert b"__global__" in source_only.library
+    assert source_only.report["route"] == "source"
+    assert "when loaded beside a GPU" in source_only.report["embedded"]
+    assert list(source_only.files) == ["kernels.cu"]
+    assert {"schedule", "nodes", "name"} == set(source_only.report["kernels"][0])
 
 
 @needs_compiler
@@ -242,22 +248,30 @@ def _stub(folder: Path) -> None:
         subprocess.run([*common, *options], check=True)
 
 
-@needs_compiler
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
-def test_tvms_cuda_runtime_loads_the_machine_code_and_launches_every_kernel(saved, program, tmp_path):
-    """Behind a stub driver: what is proven is the host's half, not what the kernels compute."""
-    _stub(tmp_path)
+def _run_behind_a_stub(saved: Path, folder: Path, prepare: str = "") -> subprocess.CompletedProcess[str]:
+    _stub(folder)
     code = f"""
 import ctypes
 ctypes.CDLL("libcudart.so.13", ctypes.RTLD_GLOBAL)
 import numpy as np
 from graphopt.artifact import load, runtime
 runtime._load_cuda_runtime = lambda: None
+{prepare}
 result = load({str(saved)!r}).run({{"x": np.ones((3, 3, 9, 9), np.float32)}})
 print("shapes", [value.shape for value in result.values()], flush=True)
+import tvm
 """
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+
+
+@needs_compiler
+@needs_linux
+def test_tvms_cuda_runtime_loads_the_machine_code_and_launches_every_kernel(saved, program, tmp_path):
+    """Behind a stub driver: what is proven is the host's half, not what the kernels compute."""
+    done = _run_behind_a_stub(saved, tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "shapes [(3, 5), (3, 4, 9, 9)]" in lines
@@ -268,6 +282,24 @@ print("shapes", [value.shape for value in result.values()], flush=True)
     launches = [line.split()[1:] for line in lines if line.startswith("launch")]
     assert {name for name, _, _ in launches} == {kernel["name"] for kernel in program.report["kernels"]}
     assert all(int(blocks) >= 1 and 1 <= int(threads) <= arch.MAX_THREADS for _, blocks, threads in launches)
+
+
+@needs_compiler
+@needs_linux
+def test_embedded_source_is_compiled_as_it_is_loaded(net, source_only, tmp_path):
+    """The stub's device is an sm_80; without a compiler the error says what to install."""
+    place = artifact.write(
+        tmp_path / "source.gopt", source_only, target="cuda{arch=sm_80}", before=net, after=net, report={}
+    )
+    done = _run_behind_a_stub(place, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "load ELF" in done.stdout
+    assert "launch softmax_kernel" in done.stdout
+    none = "from graphopt.targets.cuda import compiler; compiler._nvcc = compiler._nvrtc = lambda: None"
+    done = _run_behind_a_stub(place, tmp_path, none)
+    assert done.returncode != 0
+    assert "neither nvcc nor NVRTC" in done.stderr
+    assert "ArtifactError" in done.stderr.splitlines()[-1]
 
 
 def test_status_says_what_would_compile_and_run():

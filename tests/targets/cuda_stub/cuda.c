@@ -37,7 +37,10 @@ int cuLaunchKernelEx(const Launch *l, void *function, void **arguments, void **e
 int cudaGetDevice(int *device) { *device = 0; return 0; }
 int cudaSetDevice(int device) { return 0; }
 int cudaGetDeviceCount(int *count) { *count = 1; return 0; }
-int cudaDeviceGetAttribute(int *value, int attribute, int device) { *value = 1024; return 0; }
+int cudaDeviceGetAttribute(int *value, int attribute, int device) {
+  *value = attribute == 75 ? 8 : attribute == 76 ? 0 : 1024; /* compute capability 8.0 */
+  return 0;
+}
 int cudaMalloc(void **memory, size_t bytes) { *memory = calloc(1, bytes + 256); return 0; }
 int cudaMallocHost(void **memory, size_t bytes) { *memory = calloc(1, bytes); return 0; }
 int cudaFree(void *memory) { return 0; }

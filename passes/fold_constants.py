@@ -33,7 +33,8 @@ def fold_constants(model: ir.Model, max_bytes: int) -> Report:
 
     report = Report()
     allowed: list[ir.Node] = []
-    nodes = list(model.graph.all_nodes())
+    roots = [model.graph, *(function.graph for function in model.functions.values())]
+    nodes = [node for root in roots for node in root.all_nodes()]
 
     def should_fold(node: ir.Node) -> bool:
         reason = _why_not(node, max_bytes)

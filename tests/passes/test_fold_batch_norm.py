@@ -11,8 +11,12 @@ import pytest
 
 from graphopt import oracle
 from graphopt.base import Context
+from graphopt.errors import PassError
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
-from graphopt.testing import apply, assert_equivalent, assert_golden, listing, op_types
+from graphopt.pipeline import run
+from graphopt.pipeline.observers import VerifyNumbers
+from graphopt.pipeline.verify import check_preserved
+from graphopt.testing import apply, assert_equivalent, assert_golden, listing, op_types, random_feeds
 
 BN = "BatchNormalization"
 CONV = {"x": "float[2,4,8,8]", "w": "float[6,4,3,3]", "norms": {1: 6}}
@@ -507,6 +511,20 @@ def test_mixed_half_and_single_precision_norm(build):
     assert op_types(after) == ["Conv"]
     assert {v.dtype for v in after.graph.initializers.values()} == {ir.DataType.FLOAT16}
     assert_equivalent(model, after, rtol=4e-3)
+
+
+def test_half_precision_passes_the_pipelines_check(build):
+    """float16 rounds at 1e-3, where the pass declares 1e-4; a wrong fold is still caught."""
+    declared = {"x": "float16[2,4,8,8]", "w": "float16[6,4,3,3]", "out": "float16[a,b,c,d] y"}
+    parameters = {f"{p}1": "float16[6]" for p in "gbmv"}
+    model = build("t = Conv(x, w) y = BatchNormalization(t, g1, b1, m1, v1)", **declared, **parameters)
+    feeds = random_feeds(model)
+    after = run(model, [FoldBatchNorm()], observers=[VerifyNumbers(feeds)]).model
+    assert op_types(after) == ["Conv"]
+    want, got = oracle.run(model, feeds), oracle.run(after, feeds)
+    got["y"][0, 0, 0, 0] += np.float16(0.05 * np.abs(want["y"]).max())
+    with pytest.raises(PassError, match="moved output 'y'"):
+        check_preserved("a wrong fold", FoldBatchNorm.preserves, want, got)
 
 
 def test_provenance_names_conv_and_norm(build):

@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 from tvm.relax import transform
 
+from graphopt.errors import LoweringError
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.schedule import schedule_module
 
@@ -14,6 +15,9 @@ def compile_module(module: tvm.IRModule, cpu: Cpu, parallel: bool) -> tuple[tvm.
     """Compile `module` for `cpu`: operators to loops, loops fused, scheduled, and turned into machine code.
 
     Returns the executable, and the names of the kernels that no schedule applied to.
+
+    Raises:
+        LoweringError: TVM gave up.
     """
     target = cpu.tvm_target()
     to_kernels = tvm.transform.Sequential(
@@ -31,9 +35,16 @@ def compile_module(module: tvm.IRModule, cpu: Cpu, parallel: bool) -> tuple[tvm.
             transform.DeadCodeElimination(),
         ]
     )
-    with target:
-        kernels, unscheduled = schedule_module(to_kernels(module), cpu, parallel)
-        return relax.build(kernels, target, relax_pipeline=_to_virtual_machine()), unscheduled
+    try:
+        with target:
+            kernels, unscheduled = schedule_module(to_kernels(module), cpu, parallel)
+            return relax.build(kernels, target, relax_pipeline=_to_virtual_machine()), unscheduled
+    except Exception as error:  # whatever TVM raises here, from its C++ or its Python
+        reason = " ".join(str(error).split())[-300:] or type(error).__name__
+        raise LoweringError(
+            f"TVM imported the model and could not compile it for {cpu.mcpu}: {reason}. "
+            "Giving open dimensions sizes may be enough."
+        ) from error
 
 
 def _to_virtual_machine() -> tvm.transform.Pass:

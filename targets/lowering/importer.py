@@ -16,6 +16,7 @@ from tvm.relax.frontend import detach_params
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from graphopt.errors import LoweringError
+from graphopt.targets.lowering.shape_chains import MAX_ELEMENTS
 from graphopt.targets.lowering.support import EXTERNAL, explain
 
 
@@ -58,6 +59,15 @@ class _Importer(ONNXGraphImporter):
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
         """`refuse_unsupported` has looked at every node, and knows `EXTERNAL` too."""
+
+    def _parse_graph_initializers(self, graph: Any) -> None:
+        """Short integer vectors are axes and shapes: not all converters look for them among the weights."""
+        super()._parse_graph_initializers(graph)
+        for name, (_, tensor) in list(self._params.items()):
+            array = tensor.numpy()
+            if array.dtype == np.int64 and array.ndim <= 1 and array.size <= MAX_ELEMENTS:
+                del self._params[name]
+                self._nodes[name] = relax.const(array)
 
     def _convert_operator(self, op_name: str, inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
         node = self._onnx_nodes[attrs["tvm_custom"]["name"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from typing import Any
 
 import tvm
@@ -31,7 +33,11 @@ TO_VIRTUAL_MACHINE = tvm.transform.Sequential(
 
 
 def to_loops(module: tvm.IRModule, sources: dict[str, str]) -> tuple[tvm.IRModule, dict[str, list[str]]]:
-    """Legalise and fuse `module`; also gives the ONNX nodes each kernel computes, by `sources` of the lowering."""
+    """Legalise and fuse `module`; also gives the ONNX nodes each kernel computes, by `sources` of the lowering.
+
+    Raises:
+        LoweringError: TVM can't write an operator as loops.
+    """
     fuse = tvm.transform.Sequential(
         [
             transform.DecomposeOpsForInference(),
@@ -45,7 +51,8 @@ def to_loops(module: tvm.IRModule, sources: dict[str, str]) -> tuple[tvm.IRModul
             transform.FuseOps(),
         ]
     )
-    fused = fuse(module)
+    with _tvm("turn every operator into loops"):
+        fused = fuse(module)
     nodes = _nodes_of_kernels(fused, sources)
     finish = [transform.FuseTIR(), transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
     return tvm.transform.Sequential(finish)(fused), nodes
@@ -138,5 +145,22 @@ def _first_that_fits(
 
 
 def build(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:
-    """Compile scheduled kernels to CUDA C, and what calls them to the virtual machine's instructions."""
-    return relax.build(module, target, relax_pipeline=TO_VIRTUAL_MACHINE)
+    """Compile scheduled kernels to CUDA C, and what calls them to the virtual machine's instructions.
+
+    Raises:
+        LoweringError: TVM can't generate code for a kernel.
+    """
+    with _tvm("write the kernels in CUDA C"):
+        return relax.build(module, target, relax_pipeline=TO_VIRTUAL_MACHINE)
+
+
+@contextlib.contextmanager
+def _tvm(task: str) -> Generator[None, None, None]:
+    """TVM's failures, which are of many kinds, as one `LoweringError` that says at which task."""
+    try:
+        yield
+    except Exception as error:
+        raise LoweringError(
+            f"TVM could not {task}: {' '.join(str(error).split())[:400]}. Giving the model's open dimensions sizes "
+            "(--dim NAME=SIZE) may be enough; otherwise compile it for llvm."
+        ) from error

@@ -182,6 +182,17 @@ def test_a_kernel_that_can_not_be_scheduled_is_named(net, monkeypatch):
         Cuda().build(net, Context())
 
 
+def test_what_tvm_gives_up_on_is_one_error(net, monkeypatch):
+    from tvm import relax
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("emit_te needs\n a shape")
+
+    monkeypatch.setattr(relax, "build", fail)
+    with pytest.raises(LoweringError, match=r"could not write the kernels in CUDA C: emit_te needs a shape\."):
+        Cuda().build(net, Context())
+
+
 def test_schedules_compute_what_onnxruntime_computes(net):
     """The scheduled loops, thread by thread on the CPU: an odd batch, so that tiles do not fit evenly."""
     from graphopt.targets.cuda.serial import serial_program

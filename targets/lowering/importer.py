@@ -67,7 +67,7 @@ class _Importer(ONNXGraphImporter):
             array = tensor.numpy()
             if array.dtype == np.int64 and array.ndim <= 1 and array.size <= MAX_ELEMENTS:
                 del self._params[name]
-                self._nodes[name] = relax.const(array)
+                self._nodes[name] = relax.const(array, "int64")  # else it becomes int32
 
     def _convert_operator(self, op_name: str, inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
         node = self._onnx_nodes[attrs["tvm_custom"]["name"]]

@@ -31,13 +31,11 @@ class Scope:
     is_function: bool = False
 
     def constant(self, reader: ir.Node, hint: str, array: Array) -> ir.Value:
-        """A new constant for `reader`: an initializer, in a function's body a Constant node."""
+        """A new constant for `reader`: an initializer of the model's graph, in a function's body a Constant node."""
         assert reader.graph is not None
-        if reader.graph is self.root and not self.is_function:
+        if not self.is_function:
             return add_constant(self.root, hint, array)
         name = fresh_name(self.root, hint)
-        if reader.graph is not self.root:
-            return add_constant(reader.graph, name, array)
         tensor = ir.tensor(np.asarray(array, order="C"), name=name)
         node = ir.node("Constant", [], {"value": tensor}, name=name)
         value = node.outputs[0]

@@ -149,6 +149,11 @@ FOLDS = {
         CONV | {"p": "float[6,6,6]"},
         ["Conv", "Add"],
     ),
+    "positions_subtracted_between": (
+        "u = Conv(x, w) t = Sub(u, p) y = BatchNormalization(t, g1, b1, m1, v1)",
+        CONV | {"p": "float[1,6,6]"},
+        ["Conv", "Sub"],
+    ),
     "sub_of_positions_between": (
         "u = Conv(x, w) s = Sub(u, q) t = Sub(p, s) y = BatchNormalization(t, g1, b1, m1, v1)",
         CONV | {"p": "float[1,6,6]", "q": "float[6]"},

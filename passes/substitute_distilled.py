@@ -57,9 +57,9 @@ class SubstituteDistilled(Pass):
     nodes: globs over node names; each connected group of matching nodes is a region.
     With neither, regions are chosen: those with most MACs that some student suits, until `regions` are replaced.
     student: "low-rank", "depthwise-separable", "merged-linear", or "auto" for the one with fewest MACs.
-    max_error: the largest error of a region's output, ``|student(x) - teacher(x)| / |teacher(x) - mean|`` (L2; the
-        mean is each channel's, so that what a constant could do counts for nothing), on calibration data that was
-        held out of the fit.
+    max_error: the largest relative L2 error of a region's output on calibration data that was held out of the fit:
+        ``|student(x) - teacher(x)| / |teacher(x) - mean|``, each channel scaled to unit variance; 0 is the teacher,
+        1 as bad as a constant.
     max_macs: the largest part of its region's MACs that a student may cost.
     held_out: the part of the calibration data that is held out.
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.passes.distil.affine import patches, read_affine
-from graphopt.passes.distil.moments import Moments, relative
+from graphopt.passes.distil.moments import Moments, relative, standard
 from graphopt.passes.distil.region import Region
 from graphopt.passes.distil.student import Array, Fitted, Layer, Student, UnsupportedError
 
@@ -27,7 +27,8 @@ class DepthwiseSeparable(Student):
 
     Starting weights: for each input channel the leading singular pair of its slice ``W[:, i, :]``; for a greater m
     that of what is still missing. Then alternating least squares on the data (each half-step is linear), with G the
-    covariance of the patches and A the depthwise half as a matrix (Cin m, Cin k)::
+    covariance of the patches, A the depthwise half as a matrix (Cin m, Cin k), and the rows of W scaled so that each
+    output has unit variance (undone in P at the end)::
 
         minimise  tr (W - P A) G (W - P A)^T  =  E |(y - mean) - P A (patch - mean)|^2
         P-step:   P (A G A^T) = W G A^T
@@ -50,6 +51,7 @@ class DepthwiseSeparable(Student):
         if self.largest < 1:
             raise UnsupportedError(f"with {out} output channels and {taps} taps no multiplier saves enough MACs")
         self.shape = (out, channels, taps)
+        self.target = self.teacher.matrix
         self.fitting, self.tuning = Moments(channels * taps), Moments(channels * taps)
 
     def rows(self, x: Array, y: Array) -> Array:
@@ -59,6 +61,8 @@ class DepthwiseSeparable(Student):
     def fit(self, target: float) -> Fitted:
         """The smallest multiplier whose error is within `target`."""
         cov, seen = self.fitting.covariance, self.tuning.about(self.fitting.mean)
+        scale = standard(np.einsum("oi,ij,oj->o", self.teacher.matrix, cov, self.teacher.matrix, optimize=True))
+        self.target = scale[:, None] * self.teacher.matrix
         enough, spread = target**2 * self._spread(cov), self._spread(self.tuning.covariance)
         p, d, error = np.zeros((self.shape[0], 0)), np.zeros((self.shape[1], 0, self.shape[2])), float("inf")
         for multiplier in range(1, self.largest + 1):
@@ -67,7 +71,7 @@ class DepthwiseSeparable(Student):
             if error <= target:
                 pooled = self.fitting + self.tuning
                 p, d = self._alternate((p, d), pooled.covariance, 0.0)
-                mean = pooled.mean
+                p, mean = p / scale[:, None], pooled.mean
                 bias = self.teacher.matrix @ mean + self.teacher.bias - p @ (self._matrix(d) @ mean)
                 size = {"multiplier": multiplier}
                 return Fitted(self.name, self._layers(p, d, bias), error, size, self.teacher.axis)
@@ -90,13 +94,13 @@ class DepthwiseSeparable(Student):
         return p, d
 
     def _spread(self, cov: Array) -> float:
-        """E|y - mean|^2 for patches of this covariance."""
-        return float(np.einsum("oi,ij,oj->", self.teacher.matrix, cov, self.teacher.matrix, optimize=True))
+        """E|S (y - mean)|^2 for patches of this covariance."""
+        return float(np.einsum("oi,ij,oj->", self.target, cov, self.target, optimize=True))
 
     def _grow(self, p: Array, d: Array) -> tuple[Array, Array]:
         """One filter more for each channel: the leading singular pair of what its slice of W still misses."""
         out, channels, taps = self.shape
-        gap = (self.teacher.matrix - p @ self._matrix(d)).reshape(out, channels, taps).transpose(1, 0, 2)
+        gap = (self.target - p @ self._matrix(d)).reshape(out, channels, taps).transpose(1, 0, 2)
         u, s, vt = np.linalg.svd(gap, full_matrices=False)
         wider = np.concatenate([p.reshape(out, channels, -1), (u[:, :, 0] * s[:, :1]).T[:, :, None]], axis=2)
         return wider.reshape(out, -1), np.concatenate([d, vt[:, :1]], axis=1)
@@ -110,17 +114,17 @@ class DepthwiseSeparable(Student):
         return a.reshape(channels * multiplier, channels * taps)
 
     def _loss(self, p: Array, d: Array, cov: Array) -> float:
-        gap = self.teacher.matrix - p @ self._matrix(d)
+        gap = self.target - p @ self._matrix(d)
         return float(np.einsum("oi,ij,oj->", gap, cov, gap, optimize=True))
 
     def _solve_pointwise(self, p: Array, d: Array, cov: Array) -> Array:
         a = self._matrix(d)
-        gap = self.teacher.matrix - p @ a
+        gap = self.target - p @ a
         return p + _solve(a @ cov @ a.T, (gap @ cov @ a.T).T).T
 
     def _solve_depthwise(self, p: Array, d: Array, cov: Array) -> Array:
         channels, multiplier, taps = d.shape
-        gap = (p.T @ ((self.teacher.matrix - p @ self._matrix(d)) @ cov)).reshape(channels, multiplier, channels, taps)
+        gap = (p.T @ ((self.target - p @ self._matrix(d)) @ cov)).reshape(channels, multiplier, channels, taps)
         each = np.arange(channels)
         right = gap[each, :, each].reshape(-1)
         pp = (p.T @ p).reshape(channels, multiplier, 1, channels, multiplier, 1)

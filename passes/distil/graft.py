@@ -12,7 +12,7 @@ from graphopt import oracle
 from graphopt.errors import PassError
 from graphopt.graph import add_constant, derive, fresh_name
 from graphopt.passes.distil.affine import positions
-from graphopt.passes.distil.moments import relative
+from graphopt.passes.distil.moments import relative, standard
 from graphopt.passes.distil.region import Region
 from graphopt.passes.distil.student import Array
 
@@ -43,23 +43,24 @@ def activations(
 
 
 def student_error(student: ir.Model, axis: int, pairs: Iterable[tuple[Array, Array]]) -> float:
-    """``|student(x) - y| / |y - mean(y)|`` over all pairs, run in onnxruntime; the mean is each channel's (`axis`).
+    """``|(student(x) - y) / std| / |(y - mean) / std|`` over all pairs, run in onnxruntime.
 
-    Infinite when the student gives a value that is not finite.
+    Mean and standard deviation are those of each channel (`axis`) of y. Infinite when the student gives a value
+    that is not finite.
     """
     session = oracle.Session(student)
-    residual = second = 0.0
-    count, first, shift = 0, np.zeros(1), np.zeros(1)  # sums about the first batch's mean, as in `Moments`
+    count, shift, sums = 0, np.zeros(1), np.zeros((3, 1))
     for x, y in pairs:
         rows = positions(y, axis).astype(np.float64)
-        if count == 0:
-            shift = rows.mean(axis=0)
-        residual += float(np.sum((positions(session.run({"x": x})["y"], axis) - rows) ** 2))
+        shift = rows.mean(axis=0) if count == 0 else shift  # sums about the first batch's mean, as in `Moments`
+        gap, drift = positions(session.run({"x": x})["y"], axis) - rows, rows - shift
+        sums = sums + np.stack([(gap**2).sum(axis=0), drift.sum(axis=0), (drift**2).sum(axis=0)])
         count += len(rows)
-        first = first + (rows - shift).sum(axis=0)
-        second += float(np.sum((rows - shift) ** 2))
-    spread = second - float(np.sum(first**2)) / count
-    return relative(residual, spread) if np.isfinite(residual) else float("inf")
+    residual, first, second = sums / count
+    variance = np.maximum(second - first**2, 0.0)
+    weight = standard(variance) ** 2
+    error = relative(float(np.sum(weight * residual)), float(np.sum(weight * variance)))
+    return error if np.isfinite(error) else float("inf")
 
 
 def outputs_error(before: ir.Model, after: ir.Model, batches: Iterable[Feeds]) -> dict[str, float]:

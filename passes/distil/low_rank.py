@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.passes.distil.affine import positions, read_affine
-from graphopt.passes.distil.moments import Moments, relative
+from graphopt.passes.distil.moments import Moments, relative, standard
 from graphopt.passes.distil.region import Region
 from graphopt.passes.distil.student import Array, Fitted, Layer, Student, UnsupportedError
 
@@ -24,8 +24,9 @@ class LowRank(Student):
     The closed form is that of Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks", the linear
     case (also known as reduced-rank regression)::
 
-        minimise  E |(y - mean) - U U^T (y - mean)|^2
-        U = the r leading eigenvectors of cov(y) + ridge * W W^T,   V = U^T W,   c = mean + U U^T (b - mean)
+        minimise  E |S (y - mean) - Q Q^T S (y - mean)|^2,   S scales each channel to unit variance
+        Q = the r leading eigenvectors of S (cov(y) + ridge * W W^T) S
+        U = S^-1 Q,   V = Q^T S W,   c = mean + U Q^T S (b - mean)
 
     So the student starts from, and is a projection of, the teacher's kernel: for white inputs cov(y) = W W^T and
     it is the truncated SVD of W; with data it keeps the directions that the data excites.
@@ -49,10 +50,11 @@ class LowRank(Student):
 
     def fit(self, target: float) -> Fitted:
         """The smallest rank whose discarded energy is within `target`."""
-        vectors = self._directions(self.fitting)
-        seen = self.tuning.about(self.fitting.mean)
+        scale = standard(np.diag(self.fitting.covariance))
+        vectors = self._directions(self.fitting, scale)
+        seen = scale[:, None] * self.tuning.about(self.fitting.mean) * scale
         kept = np.cumsum(np.einsum("ir,ij,jr->r", vectors, seen, vectors, optimize=True))
-        spread = float(np.trace(self.tuning.covariance))
+        spread = float(np.sum(scale**2 * np.diag(self.tuning.covariance)))
         errors = [relative(float(np.trace(seen)) - k, spread) for k in kept[: self.largest]]
         rank = next((r for r, error in enumerate(errors, start=1) if error <= target), None)
         if rank is None:
@@ -61,16 +63,18 @@ class LowRank(Student):
                 f"tuning data, above {target:.4f}"
             )
         pooled = self.fitting + self.tuning
-        u, mean = self._directions(pooled)[:, :rank], pooled.mean
-        bias = mean + u @ (u.T @ (self.teacher.bias - mean))
-        layers = [self._first(u.T @ self.teacher.matrix), *self.teacher.pointwise(u, bias)]
+        scale = standard(np.diag(pooled.covariance))
+        q, mean = self._directions(pooled, scale)[:, :rank], pooled.mean
+        u, project = q / scale[:, None], q.T * scale
+        bias = mean + u @ (project @ (self.teacher.bias - mean))
+        layers = [self._first(project @ self.teacher.matrix), *self.teacher.pointwise(u, bias)]
         return Fitted(self.name, tuple(layers), errors[rank - 1], {"rank": rank}, self.teacher.axis)
 
-    def _directions(self, moments: Moments) -> Array:
-        """The eigenvectors of the outputs' covariance, the one of most energy first; a column each."""
+    def _directions(self, moments: Moments, scale: Array) -> Array:
+        """The eigenvectors of the scaled outputs' covariance, the one of most energy first; a column each."""
         covariance, white = moments.covariance, self.teacher.matrix @ self.teacher.matrix.T
         prior = RIDGE * np.trace(covariance) / max(float(np.trace(white)), 1e-300)
-        return np.linalg.eigh(covariance + prior * white)[1][:, ::-1]
+        return np.linalg.eigh(scale[:, None] * (covariance + prior * white) * scale)[1][:, ::-1]
 
     def _first(self, v: Array) -> Layer:
         if not self.teacher.is_conv:

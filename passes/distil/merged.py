@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt import oracle
 from graphopt.passes.distil.affine import pointwise_layers, positions
-from graphopt.passes.distil.moments import Moments, relative
+from graphopt.passes.distil.moments import Moments, relative, standard
 from graphopt.passes.distil.pointwise import channel_axis, channels
 from graphopt.passes.distil.region import LINEAR, Region
 from graphopt.passes.distil.student import Array, Fitted, Student, UnsupportedError
@@ -59,9 +59,10 @@ class MergedLinear(Student):
         """The one linear layer, if its error is within `target`."""
         n = self.inputs
         start = self._jacobian(self.fitting.mean[:n], np.sqrt(np.maximum(np.diag(self.fitting.covariance)[:n], 0.0)))
-        gap = np.concatenate([-self._solve(start, self.fitting), np.eye(self.outputs)], axis=1)
+        scale = standard(np.diag(self.fitting.covariance)[n:])
+        gap = scale[:, None] * np.concatenate([-self._solve(start, self.fitting), np.eye(self.outputs)], axis=1)
         residual = float(np.sum((gap @ self.tuning.about(self.fitting.mean)) * gap))
-        error = relative(residual, float(np.trace(self.tuning.covariance[n:, n:])))
+        error = relative(residual, float(np.sum(scale**2 * np.diag(self.tuning.covariance)[n:])))
         if error > target:
             raise UnsupportedError(
                 f"one linear layer leaves an error of {error:.4f} on the tuning data, above {target:.4f}"

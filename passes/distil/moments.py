@@ -59,6 +59,12 @@ class Moments:
         return both
 
 
+def standard(variances: Array) -> Array:
+    """What scales each channel to unit variance; one that hardly varies counts as varying a thousandth of the most."""
+    largest = float(variances.max(initial=0.0))
+    return np.ones_like(variances) if largest <= 0.0 else 1.0 / np.sqrt(np.maximum(variances, 1e-6 * largest))
+
+
 def relative(residual: float, spread: float) -> float:
     """``sqrt(residual / spread)``; a teacher that never varies is matched only by an all-zero residual."""
     if spread <= 0.0:

@@ -47,8 +47,9 @@ class Fitted:
 class Student(abc.ABC):
     """A smaller form for a region that reads one varying value x and yields one value y.
 
-    Weights are solved on `fitting`, the size is chosen on `tuning`, then both are pooled for the last solve. All
-    errors are ``|student - y| / |y - mean|``, the mean taken for each channel: what a constant could do is no merit.
+    Weights are solved on `fitting`, the size is chosen on `tuning`, then both are pooled for the last solve. Every
+    error is ``|(student - y) / std| / |(y - mean) / std|``, mean and std those of each channel of y: what a constant
+    could do is no merit, and a few channels of large values don't outweigh the rest.
     """
 
     name: ClassVar[str]

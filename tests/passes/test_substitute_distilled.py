@@ -219,6 +219,17 @@ def test_no_step_of_the_alternation_raises_the_loss() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_a_channel_of_large_values_does_not_hide_the_others() -> None:
+    """One output is a hundred times the rest: rank 1 has nearly all energy, yet most channels would be lost."""
+    weight = normal(1, 16, 16)
+    weight[:, 0] *= 100.0
+    model = from_text(HEAD + "g (float[N,16] x, float[16,16] w) => (float[N,16] y) { y = MatMul(x, w) }", w=weight)
+    _, report = substitute(model, student="low-rank", max_error=0.3, max_macs=0.8)
+    assert not report.changes
+    left = float(report.skipped[0].reason.split("an error of ")[1].split()[0])
+    assert left > 0.3
+
+
 # ---- rolled back ----------------------------------------------------------------------------------------
 
 
@@ -389,10 +400,10 @@ def test_digits_keep_their_accuracy_on_held_out_labels() -> None:
         return evaluation.score(session.run(feeds) for feeds in evaluation.feeds())
 
     context = Context(calibration=open_data(reference.calibration(), model))
-    after, report = apply(SubstituteDistilled(regions=4, max_error=0.25), model, context)
-    assert len(report.changes) >= 3
-    assert report.facts["macs"]["after"] <= 0.6 * report.facts["macs"]["before"]
-    assert report.facts["parameters"]["after"] <= 0.6 * report.facts["parameters"]["before"]
+    after, report = apply(SubstituteDistilled(regions=2, max_error=0.25), model, context)
+    assert len(report.changes) == 2
+    assert report.facts["macs"]["after"] <= 0.7 * report.facts["macs"]["before"]
+    assert report.facts["parameters"]["after"] <= 0.85 * report.facts["parameters"]["before"]
     assert accuracy(after) >= accuracy(model) - 0.01
     for fact in report.facts["substitutions"]:
         assert fact["held_out_error"] <= 0.25

@@ -143,6 +143,20 @@ def test_students_next_to_each_other_both_hold() -> None:
     assert_equivalent(model, after, rtol=1e-5)
 
 
+def test_regions_that_overlap_a_replaced_one_are_left_out() -> None:
+    model = from_text(
+        HEAD + "g (float[N,6] x, float[6,20] w, float[20,20] v, float[20,4] u) => (float[N,4] y) "
+        "{ [a] h = MatMul(x, w)\n[b] k = MatMul(h, v)\n[c] y = MatMul(k, u) }",
+        w=normal(1, 6, 20), v=normal(2, 20, 20), u=normal(3, 20, 4),
+    )  # fmt: skip
+    after, report = substitute(model, regions=9, max_error=1e-3)
+    assert report.facts["substitutions"][0]["nodes"] == ["a", "b", "c"]
+    assert len(report.changes) == 1
+    assert {skip.reason for skip in report.skipped} == {"overlaps a region that was replaced"}
+    assert {skip.node for skip in report.skipped} == {"a", "b", "c", "a .. b", "b .. c"}
+    assert_equivalent(model, after, rtol=1e-5)
+
+
 def test_one_weight_of_two_convs_is_replaced_for_one_only() -> None:
     model = from_text(
         HEAD + "g (float[N,8,6,6] x, float[8,8,3,3] w) => (float[N,8,6,6] y) "

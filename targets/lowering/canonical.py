@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from graphopt.graph import add_constant, constant_array
 from graphopt.targets.lowering.shape_chains import simplify_shape_chains
 from graphopt.targets.lowering.support import has_converter
 
@@ -27,7 +28,8 @@ def canonicalise(model: ir.Model) -> ir.Model:
     3. What depends on constants and known shapes only is computed, unless the result is much larger.
     4. Shapes that the graph computes are written the way the importer reads them.
     5. Constants become initializers, of the main graph.
-    6. Dead nodes and initializers go.
+    6. Targets of Expand are spelt out, constant operands of Gemm transposed.
+    7. Dead nodes and initializers go.
     """
     common.InlinePass()(model)
     model = _expand_functions(model)
@@ -36,8 +38,8 @@ def canonicalise(model: ir.Model) -> ir.Model:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     for node in model.graph.all_nodes():
-        if node.op_type == "Expand" and node.domain == "":
-            _spell_out_expand(node, model.graph)
+        if node.domain == "" and node.op_type in _REWRITES:
+            _REWRITES[node.op_type](node, model.graph)
     common.RemoveUnusedNodesPass()(model)
     return model
 
@@ -101,11 +103,17 @@ def _spell_out_expand(node: ir.Node, graph: ir.Graph) -> None:
     shape = node.outputs[0].shape
     if shape is None or not shape.is_static():
         return
-    value = ir.Value(
-        name=f"{node.outputs[0].name}_shape",
-        shape=ir.Shape([len(shape)]),
-        type=ir.TensorType(ir.DataType.INT64),
-        const_value=ir.tensor(np.asarray(shape.numpy(), np.int64)),
-    )
-    graph.register_initializer(value)
-    node.replace_input_with(1, value)
+    node.replace_input_with(1, add_constant(graph, f"{node.name}_shape", np.asarray(shape.numpy(), np.int64)))
+
+
+def _transpose_weights(node: ir.Node, graph: ir.Graph) -> None:
+    """Gemm's constant second operand is transposed here, once, and not at each run."""
+    weights = node.inputs[1]
+    array = constant_array(weights)
+    if weights is None or array is None or len(weights.uses()) > 1 or not node.attributes.get_int("transB", 0):
+        return
+    node.replace_input_with(1, add_constant(graph, f"{weights.name}_transposed", np.ascontiguousarray(array.T)))
+    node.attributes["transB"] = ir.AttrInt64("transB", 0)
+
+
+_REWRITES = {"Expand": _spell_out_expand, "Gemm": _transpose_weights}

@@ -7,12 +7,11 @@ a pass that knows better than the rules of `stamp` calls `derive`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+import onnx_ir as ir
 
 SOURCE = "graphopt.source"
 PASSES = "graphopt.passes"
@@ -38,26 +37,40 @@ def mark_sources(model: ir.Model) -> None:
             _set_sources(node, [node.name or ""])
 
 
-def snapshot(model: ir.Model) -> dict[str, list[str]]:
-    """Value name -> sources of its producer, before a pass runs."""
-    return {value.name: sources(node) for node in model.graph.all_nodes() for value in node.outputs if value.name}
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """Before a pass: value name -> sources of its producer, and what each node said of its sources."""
+
+    values: dict[str, list[str]]
+    nodes: dict[ir.Node, str | None]
 
 
-def stamp(model: ir.Model, before: dict[str, list[str]], pass_name: str) -> None:
+def snapshot(model: ir.Model) -> Snapshot:
+    """What `stamp` compares with."""
+    nodes = list(model.graph.all_nodes())
+    return Snapshot(
+        {value.name: sources(node) for node in nodes for value in node.outputs if value.name},
+        {node: node.metadata_props.get(SOURCE) for node in nodes},
+    )
+
+
+def stamp(model: ir.Model, before: Snapshot, pass_name: str) -> None:
     """Complete the provenance after `pass_name` ran.
 
     A node that now yields a value inherits the sources of the node that yielded it before. A new node with no
-    such output inherits from the producers of its inputs, else from its consumers.
+    such output inherits from the producers of its inputs, else from its consumers. New nodes and those with new
+    sources are marked with the pass.
     """
     orphans: list[ir.Node] = []
     for node in model.graph.all_nodes():
         had = sources(node)
-        names = [*had, *(s for v in node.outputs for s in before.get(v.name or "", ()))]
+        names = [*had, *(s for v in node.outputs for s in before.values.get(v.name or "", ()))]
         if set(names) != set(had):
             _set_sources(node, names)
-            _add_pass(node, pass_name)
-        elif SOURCE not in node.metadata_props:
+        if SOURCE not in node.metadata_props:
             orphans.append(node)
+        elif node not in before.nodes or node.metadata_props[SOURCE] != before.nodes[node]:
+            _add_pass(node, pass_name)
     for node in orphans:
         _inherit(node, [v.producer() for v in node.inputs if v is not None], pass_name)
     for node in reversed(orphans):

@@ -153,8 +153,16 @@ def _make(cls: type[T], item: Item) -> T:
         if key not in known:
             have = f"; it has {', '.join(known)}." if known else "; it has no options."
             raise UsageError(f"{item.name!r} has no option {key!r}{have}")
+    adapter = TypeAdapter(cls)
     try:
-        return TypeAdapter(cls).validate_python(item.options)
+        try:
+            return adapter.validate_python(item.options)
+        except ValidationError as error:
+            lists = [e["loc"][0] for e in error.errors() if e["type"] in ("tuple_type", "list_type")]
+            words = {key: [item.options[key]] for key in lists if isinstance(item.options.get(str(key)), str)}
+            if not words:
+                raise
+            return adapter.validate_python({**item.options, **words})  # nodes=conv2 is nodes=[conv2]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"]) or "options"

@@ -133,3 +133,11 @@ def test_check_preserved_judges_by_what_is_declared(preserves: Preserves, got: l
 def test_equal_nans_and_infinities_are_equal():
     odd = {"y": np.array([np.nan, np.inf, 1.0], np.float32)}
     assert check_preserved("it", EXACT, odd, {"y": odd["y"].copy()}) == 0.0
+
+
+def test_nodes_a_pass_made_or_merged_carry_its_name(small: ir.Model):
+    import json
+
+    result = run(small, parse_pipeline("relu-to-max"))
+    passes = [json.loads(node.metadata_props.get("graphopt.passes", "[]")) for node in result.model.graph]
+    assert passes == [[], ["relu-to-max"], []]

@@ -99,3 +99,7 @@ def test_bad_recipes_name_the_file_and_the_entry(text: str, complaint: str, tmp_
 def test_the_recipe_schema_lists_every_pass():
     variants = recipe_schema()["properties"]["pass"]["items"]["oneOf"]
     assert [v["properties"]["name"]["const"] for v in variants] == pass_names()
+
+
+def test_one_word_will_do_for_a_list():
+    assert parse_pipeline("substitute-distilled{nodes=conv2}") == parse_pipeline("substitute-distilled{nodes=[conv2]}")

@@ -158,8 +158,8 @@ def _make(cls: type[T], item: Item) -> T:
         try:
             return adapter.validate_python(item.options)
         except ValidationError as error:
-            lists = [e["loc"][0] for e in error.errors() if e["type"] in ("tuple_type", "list_type")]
-            words = {key: [item.options[key]] for key in lists if isinstance(item.options.get(str(key)), str)}
+            lists = [str(e["loc"][0]) for e in error.errors() if e["type"] in ("tuple_type", "list_type")]
+            words = {key: [item.options[key]] for key in lists if isinstance(item.options.get(key), str)}
             if not words:
                 raise
             return adapter.validate_python({**item.options, **words})  # nodes=conv2 is nodes=[conv2]

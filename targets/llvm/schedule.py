@@ -111,7 +111,7 @@ class _Kernel:
         schedule: Any = self.schedule  # its variadic methods are annotated as taking lists
         spatial = [axis for axis in block.iters if axis.kind == "S"]
         reduced = [axis.loop_rv for axis in block.iters if axis.kind == "R"]
-        if not spatial or len(spatial) + len(reduced) != len(block.iters):
+        if not spatial or not reduced or len(spatial) + len(reduced) != len(block.iters):
             return set()
         last, reused = spatial[-1], self._reused_axis(block, spatial)
         v_outer, v_inner = schedule.split(last.loop_rv, factors=[None, self._width(last.dom)])

@@ -157,6 +157,7 @@ RULES: dict[str, Callable[[ir.Node], str | None]] = {
     "IsInf": _refuse_is_inf,
     "LayerNormalization": _refuse_outputs,
     "Mod": _refuse_mod,
+    "NonMaxSuppression": lambda _node: "with several batches or classes TVM selects no box",
     "RoiAlign": _refuse_attribute("mode", "avg"),
     "SpaceToDepth": _refuse_attribute("mode", "DCR"),
     **{f"Reduce{name}": _refuse_empty for name in _REDUCTIONS},

@@ -177,6 +177,7 @@ CONVOLUTIONS = {
     "dilated": ("1,4,12,12", "6,4,3,3", "dilations=[2,3]"),
     "1x1": ("1,16,7,7", "24,16,1,1", "group=1"),
     "1x1 on one pixel": ("1,16,1,1", "24,16,1,1", "group=1"),
+    "1x1 of one channel": ("1,1,5,5", "3,1,1,1", "group=1"),
     "grouped": ("1,8,6,6", "12,2,3,3", "group=4, pads=[1,1,1,1]"),
     "depthwise": ("2,6,10,10", "6,1,3,3", "group=6, strides=[2,2], pads=[1,1,1,1]"),
     "same upper": ("1,3,9,10", "4,3,4,4", 'auto_pad="SAME_UPPER", strides=[2,2]'),

@@ -168,6 +168,9 @@ REFUSED = {
         "(float[1,1,3,3] x, float[1,1,3,3] w) => (float[1,1,5,5] y) { y = ConvTranspose<output_shape=[5,5]>(x, w) }"
     ),
     "Cast .data type": "(float[4] x) => (float[4] y) { a = Cast<to=17>(x) y = Cast<to=1>(a) }",
+    "NonMaxSuppression .with several": (
+        "(float[1,6,4] b, float[1,2,6] s) => (int64[N,3] y) { y = NonMaxSuppression(b, s) }"
+    ),
     "ReduceSum .of an empty": "(float[0,4] x) => (float[1,1] y) { y = ReduceSum(x) }",
 }
 

@@ -56,9 +56,12 @@ def _expand_functions(model: ir.Model) -> ir.Model:
         return model
     # The bodies of some operators depend on the types of their inputs, so every value needs its type.
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
-    expanded = onnx.inliner.inline_selected_functions(
-        proto, [("", name) for name in wanted], exclude=False, inline_schema_functions=True
-    )
+    try:
+        expanded = onnx.inliner.inline_selected_functions(
+            proto, [("", name) for name in wanted], exclude=False, inline_schema_functions=True
+        )
+    except RuntimeError:  # onnx can't build the body, for want of a type: the operator is refused by name later
+        return model
     return ir.from_proto(expanded)
 
 

@@ -9,6 +9,7 @@ from tvm.relax import transform
 from graphopt.errors import LoweringError
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.schedule import schedule_module
+from graphopt.targets.lowering.identities import exact_identities
 
 
 def compile_module(module: tvm.IRModule, cpu: Cpu, parallel: bool) -> tuple[tvm.runtime.Executable, list[str]]:
@@ -37,7 +38,7 @@ def compile_module(module: tvm.IRModule, cpu: Cpu, parallel: bool) -> tuple[tvm.
     )
     try:
         with target:
-            kernels, unscheduled = schedule_module(to_kernels(module), cpu, parallel)
+            kernels, unscheduled = schedule_module(exact_identities(to_kernels(module)), cpu, parallel)
             return relax.build(kernels, target, relax_pipeline=_to_virtual_machine()), unscheduled
     except Exception as error:  # whatever TVM raises here, from its C++ or its Python
         reason = " ".join(str(error).split())[-300:] or type(error).__name__

@@ -138,6 +138,23 @@ def test_reductions_and_normalisations(tmp_path):
     check(model, tmp_path)
 
 
+def test_the_largest_of_all_minus_infinity_is_minus_infinity(tmp_path):
+    model = from_text(
+        f"""{HEADER}
+        g (float[2,4] x, int64[1] axes) => (float[2,1] y, float[2,1] z) {{
+            y = ReduceMax(x, axes)
+            n = Neg(x)
+            z = ReduceMin(n, axes)
+        }}""",
+        axes=np.array([1]),
+    )
+    x = np.array([[-np.inf] * 4, [1, -np.inf, 3, 2]], np.float32)
+    program = Llvm().build(model, Context())
+    got = execute(program, {"x": x}, tmp_path)
+    np.testing.assert_array_equal(got["y"], [[-np.inf], [3]])
+    np.testing.assert_array_equal(got["z"], [[np.inf], [-3]])
+
+
 def test_pooling(tmp_path):
     model = from_text(
         f"""{HEADER}

@@ -18,6 +18,8 @@ LARGEST = 2304
 ROUNDS = 12
 """Most rounds of alternating least squares; it stops earlier when a round gains less than `ENOUGH`."""
 ENOUGH = 3e-3
+SMALLEST = 1e-8
+"""Variances of a channel's filters below this share of the largest are not scaled up further."""
 RIDGE = 1e-7
 """Proximal weight of each half-step, relative to its normal matrix: keeps unseen directions where they started."""
 
@@ -34,7 +36,9 @@ class DepthwiseSeparable(Student):
         P-step:   P (A G A^T) = W G A^T
         D-step:   sum_j' ((P^T P) * G) D = P^T W G,   * taken block by block
 
-    The loss cannot rise from step to step. The bias makes the means agree: ``c = W m + b - P A m``.
+    The loss cannot rise from step to step. The bias makes the means agree: ``c = W m + b - P A m``. Last, the filters
+    of a channel are turned so that their outputs are uncorrelated and of unit variance (undone in P): least squares
+    leaves near copies with large weights of opposite signs, which no quantizer survives.
     """
 
     name: ClassVar[str] = "depthwise-separable"
@@ -71,6 +75,7 @@ class DepthwiseSeparable(Student):
             if error <= target:
                 pooled = self.fitting + self.tuning
                 p, d = self._alternate((p, d), pooled.covariance, 0.0)
+                p, d = _whiten(p, d, pooled.covariance)
                 p, mean = p / scale[:, None], pooled.mean
                 bias = self.teacher.matrix @ mean + self.teacher.bias - p @ (self._matrix(d) @ mean)
                 size = {"multiplier": multiplier}
@@ -137,6 +142,21 @@ class DepthwiseSeparable(Student):
         filters = d.reshape(channels * multiplier, 1, *kernel)
         first = Layer("Conv", (filters,), {**self.teacher.window(), "group": channels})
         return (first, *self.teacher.pointwise(p, bias))
+
+
+def _whiten(p: Array, d: Array, cov: Array) -> tuple[Array, Array]:
+    """The same P A with ``cov(D_i x_i) = I`` for each channel i: ``D_i -> C^-1/2 D_i``, ``P_i -> P_i C^1/2``."""
+    channels, multiplier, taps = d.shape
+    p, d = p.reshape(len(p), channels, multiplier).copy(), d.copy()
+    for i in range(channels):
+        own = slice(i * taps, (i + 1) * taps)
+        values, vectors = np.linalg.eigh(d[i] @ cov[own, own] @ d[i].T)
+        if values[-1] <= 0.0:
+            continue  # a channel that is always constant
+        roots = np.sqrt(np.maximum(values, SMALLEST * values[-1]))
+        d[i] = (vectors / roots) @ vectors.T @ d[i]
+        p[:, i] = p[:, i] @ ((vectors * roots) @ vectors.T)
+    return p.reshape(len(p), -1), d
 
 
 def _solve(normal: Array, right: Array) -> Array:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from graphopt.pipeline import Result as PipelineResult
     from graphopt.pipeline import Step
 
-PIPELINE = "fold-batch-norm,substitute-distilled,prune-magnitude{sparsity=0.2,scope=global},insert-qdq"
+PIPELINE = (
+    "fold-batch-norm,substitute-distilled{regions=2,max_error=0.25},"
+    "prune-magnitude{sparsity=0.2,scope=global},insert-qdq"
+)
 TARGETS = ("llvm", "cuda", "npu")
 
 

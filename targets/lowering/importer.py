@@ -95,11 +95,14 @@ class _Importer(ONNXGraphImporter):
 
 
 def _call_packed(node: ir.Node, inputs: list[Any]) -> relax.Expr:
-    """The call an `EXTERNAL` node stands for."""
+    """The call an `EXTERNAL` node stands for; symbolic dimensions of its result are those of its first input."""
     (output,) = node.outputs
-    if output.shape is None or output.dtype is None or not output.shape.is_static():
+    first = node.inputs[0]
+    if output.shape is None or output.dtype is None or first is None or first.shape is None:
         raise ValueError("the type of its output is not known")
-    result = relax.TensorType(list(output.shape.numpy()), str(output.dtype.numpy()))  # pyright: ignore[reportArgumentType]
+    sizes = {str(dim): size for dim, size in zip(first.shape, inputs[0].ty.shape, strict=True)}
+    shape = [dim if isinstance(dim, int) else sizes[str(dim)] for dim in output.shape]
+    result = relax.TensorType(shape, str(output.dtype.numpy()))  # pyright: ignore[reportArgumentType]
     symbol = str(node.attributes.get_string("symbol"))
     return relax.call_dps_packed(symbol, relax.Tuple(list(inputs)), out_ty=result)
 

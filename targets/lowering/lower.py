@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from graphopt.targets.lowering.canonical import canonicalise
@@ -34,8 +35,11 @@ class Lowered:
     sources: dict[str, str]
 
 
-def lower(model: ir.Model) -> Lowered:
+def lower(model: ir.Model, plan: Callable[[ir.Model], object] | None = None) -> Lowered:
     """Lower a copy of `model` to Relax. Symbolic dimensions of the inputs stay symbolic.
+
+    `plan` may replace parts of the canonical model, in place, by nodes that call a target's own functions (see
+    `support.EXTERNAL`).
 
     Raises:
         LoweringError: naming every operator (and its nodes) that has no converter, or whose converter is known
@@ -44,6 +48,8 @@ def lower(model: ir.Model) -> Lowered:
     from graphopt.targets.lowering.importer import import_graph
 
     model = canonicalise(model.clone())
+    if plan is not None:
+        plan(model)
     refuse_unsupported(model)
     inputs = [value.name or "" for value in model.graph.inputs]
     outputs = [value.name or "" for value in model.graph.outputs]

@@ -26,8 +26,8 @@ MICROSOFT = frozenset(
     }
 )
 BOTH_DOMAINS = frozenset({"Gelu"})
-# A node a target puts in: it calls the packed function named by its attribute `symbol` with inputs and output, which
-# must have a static type.
+# A node a target puts in: it calls the packed function named by its attribute `symbol` with inputs and output, whose
+# symbolic dimensions are those of its first input.
 EXTERNAL = ("graphopt", "CallPacked")
 DTYPES = frozenset(
     {

@@ -38,6 +38,11 @@ class Cpu:
         lanes: dict[str, int] = _data()["lanes"]
         return max((lanes[feature] for feature in self.features & lanes.keys()), default=1)
 
+    @property
+    def registers(self) -> int:
+        """Vector registers."""
+        return 32 if self.lanes == 16 or self.triple.startswith("aarch64") else 16
+
     def tvm_target(self) -> Any:
         """The `tvm.target.Target`."""
         from tvm.target import Target

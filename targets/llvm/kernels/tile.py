@@ -1,0 +1,114 @@
+"""The register tile: ``rows x cols`` accumulators of one vector each, and the multiply-adds that fill them.
+
+Row i holds one output position, column j a vector of output channels. One step over the inner dimension loads `cols`
+weight vectors, and broadcasts one input scalar for each row::
+
+    acc[i][j] += splat(a_i) * w_j            rows * cols multiply-adds, rows + cols loads
+
+A CPU with two FMA units of latency 4 and two load ports needs ``rows * cols >= 8`` and ``rows + cols <= rows * cols``;
+``rows * cols + cols + 1`` registers must be there, or LLVM spills (with 16 of them, 7x2 runs at half of 6x2's speed).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, load, pieces, registers, splat, store
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Rows and vector columns of a tile."""
+
+    rows: int
+    cols: int
+
+
+def choose(rows: int, cols: int, isa: Isa) -> Shape:
+    """The tile for an output of `rows` positions by `cols` vectors: least wasted work, then fewest loads.
+
+    A step costs its multiply-adds, or its loads where they are more; a tile of fewer than 8 accumulators hides latency
+    badly and is charged as 8.
+    """
+
+    def price(shape: Shape) -> tuple[float, int]:
+        r, c = shape.rows, shape.cols
+        total = 0.0
+        for c_part, c_count in _parts(cols, c):
+            for r_part, r_count in _parts(rows, r):
+                fmas = max(r_part * c_part, 8)
+                loads = r_part + c_part
+                total += r_count * c_count * max(fmas, loads)
+        return total, -r * c
+
+    fitting = [
+        Shape(r, c)
+        for c in range(1, min(cols, 6) + 1)
+        for r in range(1, min(rows, isa.registers) + 1)
+        if r * c + c + 1 <= isa.registers
+    ]
+    return min(fitting, key=price)
+
+
+def _parts(total: int, step: int) -> list[tuple[int, int]]:
+    full, rest = divmod(total, step)
+    return [(size, count) for size, count in ((step, full), (rest, 1 if rest else 0)) if count]
+
+
+Place = Callable[[int, int, int], list[Expr]]
+
+
+class Accumulators:
+    """The accumulators of one tile, in registers."""
+
+    def __init__(self, shape: Shape, isa: Isa, start: Callable[[int], Expr] | None = None) -> None:
+        """`start(j)` is the vector that column j begins with (a bias); zero without it."""
+        self.shape, self.isa = shape, isa
+        self._array = registers(shape.rows * shape.cols * isa.lanes)
+        for j in range(shape.cols):
+            for i in range(shape.rows):
+                self._put(i, j, splat(0.0, isa.lanes) if start is None else start(j))
+
+    def step(self, rows: Iterable[int], a: Callable[[int], Expr], w: Callable[[int], Expr]) -> None:
+        """One step of the inner dimension for the given rows: ``acc[i][j] += splat(a(i)) * w(j)``.
+
+        Columns innermost: with rows innermost LLVM keeps all broadcasts alive and spills.
+        """
+        for i in rows:
+            scalar = splat(a(i), self.isa.lanes)
+            for j in range(self.shape.cols):
+                self._put(i, j, self.vector(i, j) + scalar * w(j))
+
+    def vector(self, row: int, col: int, offset: int = 0, width: int | None = None) -> Expr:
+        """`width` elements (default: the whole vector) of an accumulator."""
+        return load(self._array, [self._index(row, col) + offset], self.isa.lanes if width is None else width)
+
+    def write(
+        self, counts: Sequence[int], to: Place, finish: Callable[[Expr, list[Expr], int], Expr], out: Any
+    ) -> None:
+        """Store the tile: ``counts[j]`` elements of column j, in runs of at most a vector.
+
+        `to(i, j, offset)` gives the place of element `offset` of row i, column j in `out`;
+        `finish(value, place, width)` the value to store for a run that starts there.
+        """
+        for i in range(self.shape.rows):
+            for j, count in enumerate(counts):
+                for offset, width in pieces(count, self.isa.lanes):
+                    place = to(i, j, offset)
+                    store(out, finish(self.vector(i, j, offset, width), place, width), place, width)
+
+    def read(self, source: Any, counts: Sequence[int], place: Place) -> None:
+        """Set the accumulators to what `write` stored without finishing."""
+        for i in range(self.shape.rows):
+            for j, count in enumerate(counts):
+                for offset, width in pieces(count, self.isa.lanes):
+                    value = load(source, place(i, j, offset), width)
+                    store(self._array, value, [self._index(i, j) + offset], width)
+
+    def _index(self, row: int, col: int) -> int:
+        return (row * self.shape.cols + col) * self.isa.lanes
+
+    def _put(self, row: int, col: int, value: Expr) -> None:
+        store(self._array, value, [self._index(row, col)], self.isa.lanes)

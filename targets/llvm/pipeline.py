@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.relax import transform
 
 from graphopt.errors import LoweringError
@@ -12,8 +14,12 @@ from graphopt.targets.llvm.schedule import schedule_module
 from graphopt.targets.lowering.identities import exact_identities
 
 
-def compile_module(module: tvm.IRModule, cpu: Cpu, parallel: bool) -> tuple[tvm.runtime.Executable, list[str]]:
+def compile_module(
+    module: tvm.IRModule, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool
+) -> tuple[tvm.runtime.Executable, list[str]]:
     """Compile `module` for `cpu`: operators to loops, loops fused, scheduled, and turned into machine code.
+
+    `kernels` are the functions that the module calls by symbol; they are compiled as they are.
 
     Returns the executable, and the names of the kernels that no schedule applied to.
 
@@ -38,8 +44,10 @@ def compile_module(module: tvm.IRModule, cpu: Cpu, parallel: bool) -> tuple[tvm.
     )
     try:
         with target:
-            kernels, unscheduled = schedule_module(exact_identities(to_kernels(module)), cpu, parallel)
-            return relax.build(kernels, target, relax_pipeline=_to_virtual_machine()), unscheduled
+            scheduled, unscheduled = schedule_module(exact_identities(to_kernels(module)), cpu, parallel)
+            for symbol, kernel in kernels.items():
+                scheduled[symbol] = kernel.with_attr("global_symbol", symbol)
+            return relax.build(scheduled, target, relax_pipeline=_to_virtual_machine()), unscheduled
     except Exception as error:  # whatever TVM raises here, from its C++ or its Python
         reason = " ".join(str(error).split())[-300:] or type(error).__name__
         raise LoweringError(

@@ -12,6 +12,7 @@ from graphopt.base import Context, Program, Target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from tvm import tirx
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class Llvm(Target):
         from graphopt.targets.llvm.cpu import resolve
         from graphopt.targets.llvm.link import to_library
         from graphopt.targets.llvm.pipeline import compile_module
+        from graphopt.targets.llvm.plan import plan
         from graphopt.targets.lowering import lower
 
         cpu = resolve(self.mcpu)
-        lowered = lower(model)
-        executable, unscheduled = compile_module(lowered.module, cpu, parallel=self.threads != 1)
+        parallel = self.threads != 1
+        kernels: dict[str, tirx.PrimFunc] = {}
+        lowered = lower(model, lambda canonical: kernels.update(plan(canonical, cpu, parallel)))
+        executable, unscheduled = compile_module(lowered.module, kernels, cpu, parallel)
         return Program(
             library=to_library(executable, cpu.triple),
             weights=lowered.weights,

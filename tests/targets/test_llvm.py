@@ -322,7 +322,7 @@ def linear():
 
 def test_weights_lie_outside_the_library(linear):
     program = Llvm().build(linear, Context())
-    assert program.weights["w"].nbytes == 4 << 20
+    assert sum(w.nbytes for w in program.weights.values()) >= 4 << 20
     assert len(program.library) < 1 << 20
 
 

@@ -1,0 +1,113 @@
+"""Convolutions onto kernels."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphopt.graph import constant_array
+from graphopt.targets.llvm.kernels import conv, depthwise, gemm, winograd
+from graphopt.targets.llvm.kernels.conv import Conv
+from graphopt.targets.llvm.plan.epilogues import Tail
+from graphopt.targets.llvm.plan.kernels import Kernels, call
+from graphopt.targets.llvm.plan.layout import Twins, image
+
+
+def window(node: ir.Node, kernel: tuple[int, int]) -> Conv | None:
+    """The convolution or pooling window of `node`, first input to first output; None if it is not plain 2-d."""
+    x, y = image(node.inputs[0]), image(node.outputs[0])
+    if x is None or y is None:
+        return None
+    strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
+    found = Conv(
+        x.batch, x.h, x.w, x.c, y.c, kernel, strides, dilations,
+        _pads(node, (x.h, x.w), kernel, strides, dilations),
+        node.attributes.get_int("group", 1),
+    )  # fmt: skip
+    return found if (found.oh, found.ow) == (y.h, y.w) else None
+
+
+def _pair(node: ir.Node, name: str) -> tuple[int, int]:
+    a, b = node.attributes.get_ints(name, [1, 1])
+    return a, b
+
+
+def _pads(
+    node: ir.Node, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], dilations: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    auto = node.attributes.get_string("auto_pad", "NOTSET")
+    if auto in ("NOTSET", ""):
+        top, left, bottom, right = node.attributes.get_ints("pads", [0, 0, 0, 0])
+        return top, left, bottom, right
+    if auto == "VALID":
+        return 0, 0, 0, 0
+    low, high = [0, 0], [0, 0]
+    for axis in (0, 1):
+        out = -(-size[axis] // strides[axis])
+        total = max(0, (out - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1 - size[axis])
+        low[axis], high[axis] = total // 2, total - total // 2
+        if auto == "SAME_LOWER":
+            low[axis], high[axis] = high[axis], low[axis]
+    return low[0], low[1], high[0], high[1]
+
+
+def problem(node: ir.Node) -> Conv | None:
+    """The convolution that `node` is, if kernels cover it: 2-d, float32, constant weights and bias."""
+    if node.op_type != "Conv" or node.domain != "" or len(node.inputs) < 2:
+        return None
+    weight = constant_array(node.inputs[1])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if weight is None or weight.ndim != 4 or (bias is not None and constant_array(bias) is None):
+        return None
+    return window(node, (weight.shape[2], weight.shape[3]))
+
+
+def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
+    """Put the kernel call in front of the tail's last node, and make its result the twin of the tail's value."""
+    node = tail.nodes[0]
+    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    assert weight is not None
+    w, isa, epilogue = constant_array(weight), kernels.isa, tail.epilogue
+    assert w is not None
+    b = None if bias is None else constant_array(bias)
+    hint = f"{weight.name}_packed"
+    group, lanes = c.group, isa.lanes
+
+    def padded_bias() -> ir.Value:
+        key = ("bias", bias, c.co, lanes, group)
+        return kernels.constant(key, f"{weight.name}_bias", lambda: conv.pack_bias(b, c.co, lanes, group))
+
+    if group == c.ci == c.co:
+        packed = kernels.constant(("depthwise", weight), hint, lambda: depthwise.pack(w))
+        shift = kernels.constant(("bias", bias, c.co, 1, 1), f"{weight.name}_bias", lambda: conv.pack_bias(b, c.co, 1))
+        symbol = kernels.symbol(
+            ("depthwise", c, epilogue), "depthwise", lambda s: depthwise.make(c, isa, epilogue, kernels.parallel, s)
+        )
+    elif c.kernel == c.strides == (1, 1) and c.pads == (0, 0, 0, 0) and group == 1:
+        g = gemm.Gemm((c.n, c.h, c.w), c.ci, c.co)
+        packed = kernels.constant(("gemm", weight, lanes), hint, lambda: gemm.pack(w[:, :, 0, 0].T, lanes))
+        shift = padded_bias()
+        symbol = kernels.symbol(
+            ("gemm", g, epilogue), "conv1x1", lambda s: gemm.make(g, isa, epilogue, kernels.parallel, s)
+        )
+    elif winograd.applies(c, isa) and winograd.pays(c):
+        packed = kernels.constant(("winograd", weight, lanes), hint, lambda: winograd.pack(w, lanes))
+        shift = padded_bias()
+        symbol = kernels.symbol(
+            ("winograd", c, epilogue), "winograd", lambda s: winograd.make(c, isa, epilogue, kernels.parallel, s)
+        )
+    else:
+        packed = kernels.constant(("direct", weight, lanes, group), hint, lambda: conv.pack(w, lanes, group))
+        shift = padded_bias()
+        symbol = kernels.symbol(
+            ("direct", c, epilogue), "conv", lambda s: conv.direct(c, isa, epilogue, kernels.parallel, s)
+        )
+    x = node.inputs[0]
+    assert x is not None
+    inputs = [twins.last(x), packed, shift]
+    if tail.residual is not None:
+        inputs.append(twins.last(tail.residual))
+    shape = image(node.outputs[0])
+    assert shape is not None
+    called = call(symbol, inputs, shape.last, tail.last)
+    twins.insert(called)
+    twins.set(tail.value, called.outputs[0])

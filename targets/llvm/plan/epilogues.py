@@ -1,0 +1,136 @@
+"""What follows a convolution or a dense layer and can be done before its result is stored."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from graphopt.graph import constant_array
+from graphopt.targets.llvm.kernels.epilogue import Activation, Epilogue
+
+
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """The nodes taken along in order (the main node first), the value they end in, and what they do."""
+
+    nodes: tuple[ir.Node, ...]
+    value: ir.Value
+    epilogue: Epilogue
+    residual: ir.Value | None
+
+    @property
+    def last(self) -> ir.Node:
+        """Where the kernel must stand: every input is there by then."""
+        return self.nodes[-1]
+
+
+def tail(node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> Tail:
+    """The longest tail of `node`: an addition and an activation, each at most once, in either order.
+
+    Of two producers of an addition the later one takes it along. `position` gives the order of nodes; those `taken` are
+    in another tail already.
+    """
+    nodes, value = [node], node.outputs[0]
+    residual: ir.Value | None = None
+    activation: Activation | None = None
+    side: str | None = None
+    while True:
+        found = None if activation is not None else _activation(value)
+        if found is not None:
+            activation, more = found
+            nodes.extend(more)
+            value = more[-1].outputs[0]
+            continue
+        add = None if residual is not None else _addition(value, node, position, taken)
+        if add is None:
+            break
+        residual = add.inputs[1] if add.inputs[0] is value else add.inputs[0]
+        side = "before" if activation is None else "after"
+        nodes.append(add)
+        value = add.outputs[0]
+        if side == "after":
+            break
+    return Tail(tuple(nodes), value, Epilogue(side, activation), residual)  # pyright: ignore[reportArgumentType]
+
+
+def _only_users(value: ir.Value, count: int) -> list[ir.Node] | None:
+    uses = value.uses()
+    if value.is_graph_output() or len(uses) != count:
+        return None
+    return [use.node for use in uses]
+
+
+def _activation(value: ir.Value) -> tuple[Activation, list[ir.Node]] | None:
+    """An activation of `value` and its nodes: one node, or a gate and the product with it (x * sigmoid(x))."""
+    users = _only_users(value, 1)
+    if users is not None:
+        simple = _simple(users[0])
+        return None if simple is None else (simple, users)
+    users = _only_users(value, 2)
+    if users is None:
+        return None
+    gates = [u for u in users if u.op_type in ("Sigmoid", "HardSigmoid") and u.domain == ""]
+    products = [u for u in users if u.op_type == "Mul" and u.domain == ""]
+    if len(gates) != 1 or len(products) != 1 or _only_users(gates[0].outputs[0], 1) != products:
+        return None
+    gate = _simple(gates[0])
+    if gate is not None and gate.name == "sigmoid":
+        return Activation("swish"), [gates[0], products[0]]
+    if gate == Activation("hard-sigmoid", a=1 / 6, b=0.5):
+        return Activation("hard-swish"), [gates[0], products[0]]
+    return None
+
+
+def _simple(node: ir.Node) -> Activation | None:
+    if node.domain != "":
+        return None
+    match node.op_type:
+        case "Relu":
+            return Activation("relu")
+        case "Sigmoid":
+            return Activation("sigmoid")
+        case "Tanh":
+            return Activation("tanh")
+        case "HardSwish":
+            return Activation("hard-swish")
+        case "LeakyRelu":
+            return Activation("leaky-relu", a=_float(node, "alpha", 0.01))
+        case "HardSigmoid":
+            a, b = _float(node, "alpha", 0.2), _float(node, "beta", 0.5)
+            return Activation("hard-sigmoid", a=1 / 6 if abs(a - 1 / 6) < 1e-6 else a, b=b)
+        case "Clip":
+            low, high = (_scalar(node, 1, -3.4028235e38), _scalar(node, 2, 3.4028235e38))
+            return None if low is None or high is None else Activation("clip", a=low, b=high)
+        case _:
+            return None
+
+
+def _float(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.as_float())
+
+
+def _scalar(node: ir.Node, index: int, default: float) -> float | None:
+    """A constant scalar input; `default` when it is not given, None when it is not constant."""
+    if len(node.inputs) <= index or node.inputs[index] is None:
+        return default
+    array = constant_array(node.inputs[index])
+    return None if array is None or array.size != 1 else float(array.reshape(-1)[0])
+
+
+def _addition(value: ir.Value, node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> ir.Node | None:
+    """An Add of `value` and another computed value of the same shape, made before `node` in the graph's order."""
+    users = _only_users(value, 1)
+    if users is None or users[0].op_type != "Add" or users[0].domain != "" or users[0] in taken:
+        return None
+    add = users[0]
+    other = add.inputs[1] if add.inputs[0] is value else add.inputs[0]
+    if other is None or other is value or constant_array(other) is not None:
+        return None
+    if other.shape is None or value.shape is None or other.shape != value.shape or other.dtype != value.dtype:
+        return None
+    producer = other.producer()
+    if producer is not None and position.get(producer, -1) > position[node]:
+        return None
+    return add

@@ -1,0 +1,55 @@
+"""The kernels a plan has chosen: equal problems share one function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from tvm import tirx
+
+from graphopt.graph import add_constant, fresh_name
+from graphopt.targets.llvm.kernels.emit import Isa
+from graphopt.targets.lowering.support import EXTERNAL
+
+
+@dataclasses.dataclass
+class Kernels:
+    """The functions of a module by symbol, and the constants made for them."""
+
+    graph: ir.Graph
+    isa: Isa
+    parallel: bool
+    functions: dict[str, tirx.PrimFunc] = dataclasses.field(default_factory=dict[str, tirx.PrimFunc])
+    _symbols: dict[Hashable, str] = dataclasses.field(default_factory=dict[Hashable, str])
+    _constants: dict[Hashable, ir.Value] = dataclasses.field(default_factory=dict[Hashable, ir.Value])
+
+    def symbol(self, problem: Hashable, base: str, make: Callable[[str], tirx.PrimFunc]) -> str:
+        """The symbol of the kernel for `problem`; `make(symbol)` builds it the first time."""
+        if problem not in self._symbols:
+            symbol = f"{base}_{len(self._symbols)}"
+            self._symbols[problem] = symbol
+            self.functions[symbol] = make(symbol)
+        return self._symbols[problem]
+
+    def constant(self, key: Hashable, hint: str, make: Callable[[], np.ndarray]) -> ir.Value:
+        """A packed constant; equal keys share one."""
+        if key not in self._constants:
+            self._constants[key] = add_constant(self.graph, hint, make())
+        return self._constants[key]
+
+
+def call(symbol: str, inputs: Sequence[ir.Value], shape: Sequence[int | ir.SymbolicDim], like: ir.Node) -> ir.Node:
+    """A node that calls the kernel `symbol`; its one output has `shape` and the type of the first output of `like`."""
+    graph = like.graph
+    assert isinstance(graph, ir.Graph)
+    output = ir.val(fresh_name(graph, f"{like.outputs[0].name}_kernel"), like.outputs[0].dtype, ir.Shape(shape))
+    return ir.node(
+        EXTERNAL[1],
+        inputs,
+        {"symbol": symbol},
+        domain=EXTERNAL[0],
+        outputs=[output],
+        name=fresh_name(graph, f"{like.name}_kernel"),
+    )

@@ -1,0 +1,78 @@
+"""The walk over the graph."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from tvm import tirx
+
+from graphopt.targets.llvm.cpu import Cpu
+from graphopt.targets.llvm.kernels.emit import Isa
+from graphopt.targets.llvm.plan import convs, dense, through
+from graphopt.targets.llvm.plan.epilogues import Tail, tail
+from graphopt.targets.llvm.plan.kernels import Kernels
+from graphopt.targets.llvm.plan.layout import Twins, replace
+
+
+def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
+    """Replace what kernels cover in the main graph of `model`, in place; returns the kernels by symbol.
+
+    `model` must be canonical (see `targets/lowering`), with shapes inferred.
+    """
+    graph = model.graph
+    kernels = Kernels(graph, Isa(cpu.lanes, cpu.registers), parallel)
+    twins = Twins(graph)
+    nodes = list(graph)
+    position = {node: index for index, node in enumerate(nodes)}
+    tails, taken = _tails(nodes, position)
+    for node in nodes:
+        twins.at = node
+        found = tails.get(node)
+        if found is not None:
+            _emit(found, kernels, twins)
+        elif node not in taken and not through.emit(node, kernels, twins):
+            for value in node.inputs:
+                if value is not None:
+                    twins.first(value)
+            for value in _captured(node):
+                twins.first(value)
+    twins.at = None
+    for value in list(graph.outputs):
+        twins.first(value)
+    common.RemoveUnusedNodesPass()(model)
+    return kernels.functions
+
+
+def _tails(nodes: list[ir.Node], position: dict[ir.Node, int]) -> tuple[dict[ir.Node, Tail], set[ir.Node]]:
+    """The tail that ends at a node, and all nodes in some tail. Later convolutions choose first."""
+    tails: dict[ir.Node, Tail] = {}
+    taken: set[ir.Node] = set()
+    for node in reversed(nodes):
+        if convs.problem(node) is None and dense.problem(node) is None:
+            continue
+        found = tail(node, position, taken)
+        tails[found.last] = found
+        taken.update(found.nodes)
+    return tails, taken
+
+
+def _emit(found: Tail, kernels: Kernels, twins: Twins) -> None:
+    node = found.nodes[0]
+    c = convs.problem(node)
+    if c is not None:
+        convs.emit(found, c, kernels, twins)
+        return
+    g = dense.problem(node)
+    assert g is not None
+    called = dense.emit(found, g, kernels, twins)
+    replace(found.value, called.outputs[0])
+
+
+def _captured(node: ir.Node) -> set[ir.Value]:
+    """Values of the main graph that subgraphs of `node` read."""
+    found: set[ir.Value] = set()
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                found.update(v for v in inner.inputs if v is not None and v.graph is node.graph)
+    return found

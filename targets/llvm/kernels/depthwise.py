@@ -60,7 +60,7 @@ class _Row:
         """All columns, for `lanes` channels from `channel` on."""
         c = self.c
         # accumulators, a row of weights and one input in registers
-        step = min(c.ow, max(1, self.isa.registers - c.kernel[1] - 2) // 2)
+        step = min(c.ow, max(1, (self.isa.registers - c.kernel[1] - 2) // 2))
         starts = range(0, c.ow, step)
         inside = [s for s in starts if s + step <= c.ow and self._column(s, 0) >= 0 and self._reach(s + step - 1) < c.w]
         for s in starts:

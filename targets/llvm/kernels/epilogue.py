@@ -1,4 +1,4 @@
-"""What is done to a result before it is stored: add a residual, apply an activation."""
+"""What is done to a result before it is stored: activations, and a residual added on the way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tvm import tirx
 from graphopt.targets.llvm.kernels.emit import Expr, load, splat
 from graphopt.targets.llvm.kernels.vector_math import sigmoid, tanh
 
-Name = Literal["relu", "clip", "leaky-relu", "sigmoid", "swish", "hard-sigmoid", "hard-swish", "tanh"]
+Name = Literal["relu", "clip", "leaky-relu", "sigmoid", "swish", "hard-sigmoid", "hard-swish", "tanh", "affine"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Activation:
     """An elementwise function; `a` and `b` are its parameters.
 
     clip: a <= y <= b. leaky-relu: slope a. hard-sigmoid: ``clip(a*x + b, 0, 1)``.
-    hard-swish: ``x * clip(x/6 + 1/2, 0, 1)``.
+    hard-swish: ``x * clip(x/6 + 1/2, 0, 1)``. affine: ``a*x + b``.
     """
 
     name: Name
@@ -44,6 +44,9 @@ class Activation:
                 return x * sigmoid(x, lanes)
             case "tanh":
                 return tanh(x, lanes)
+            case "affine":
+                scaled = x if self.a == 1.0 else x * splat(self.a, lanes)
+                return scaled if self.b == 0.0 else scaled + splat(self.b, lanes)
 
 
 def _unit(x: Expr, lanes: int) -> Expr:
@@ -52,15 +55,18 @@ def _unit(x: Expr, lanes: int) -> Expr:
 
 @dataclasses.dataclass(frozen=True)
 class Epilogue:
-    """``activation(x + residual)`` ("before") or ``activation(x) + residual`` ("after"); each part optional."""
+    """``then(first(x) + residual)``: chains of activations, and the residual if there is one."""
 
-    residual: Literal["before", "after"] | None = None
-    activation: Activation | None = None
+    first: tuple[Activation, ...] = ()
+    residual: bool = False
+    then: tuple[Activation, ...] = ()
 
     def finish(self, residual: Any, value: Expr, indices: list[Expr], lanes: int) -> Expr:
         """The value to store at `indices`; `residual` is a buffer of the output's shape, or None."""
-        if self.residual == "before":
+        for activation in self.first:
+            value = activation(value, lanes)
+        if self.residual:
             value = value + load(residual, indices, lanes)
-        if self.activation is not None:
-            value = self.activation(value, lanes)
-        return value + load(residual, indices, lanes) if self.residual == "after" else value
+        for activation in self.then:
+            value = activation(value, lanes)
+        return value

@@ -26,32 +26,29 @@ class Tail:
 
 
 def tail(node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> Tail:
-    """The longest tail of `node`: an addition and an activation, each at most once, in either order.
+    """The longest tail of `node`: activations, and at most one addition of another value.
 
     Of two producers of an addition the later one takes it along. `position` gives the order of nodes; those `taken` are
     in another tail already.
     """
     nodes, value = [node], node.outputs[0]
     residual: ir.Value | None = None
-    activation: Activation | None = None
-    side: str | None = None
+    first: list[Activation] = []
+    then: list[Activation] = []
     while True:
-        found = None if activation is not None else _activation(value)
-        if found is not None:
-            activation, more = found
-            nodes.extend(more)
-            value = more[-1].outputs[0]
+        found = activation_of(value)
+        if found is not None and not taken.intersection(found[1]):
+            (first if residual is None else then).append(found[0])
+            nodes.extend(found[1])
+            value = found[1][-1].outputs[0]
             continue
         add = None if residual is not None else _addition(value, node, position, taken)
         if add is None:
             break
         residual = add.inputs[1] if add.inputs[0] is value else add.inputs[0]
-        side = "before" if activation is None else "after"
         nodes.append(add)
         value = add.outputs[0]
-        if side == "after":
-            break
-    return Tail(tuple(nodes), value, Epilogue(side, activation), residual)  # pyright: ignore[reportArgumentType]
+    return Tail(tuple(nodes), value, Epilogue(tuple(first), residual is not None, tuple(then)), residual)
 
 
 def _only_users(value: ir.Value, count: int) -> list[ir.Node] | None:
@@ -61,11 +58,11 @@ def _only_users(value: ir.Value, count: int) -> list[ir.Node] | None:
     return [use.node for use in uses]
 
 
-def _activation(value: ir.Value) -> tuple[Activation, list[ir.Node]] | None:
+def activation_of(value: ir.Value) -> tuple[Activation, list[ir.Node]] | None:
     """An activation of `value` and its nodes: one node, or a gate and the product with it (x * sigmoid(x))."""
     users = _only_users(value, 1)
     if users is not None:
-        simple = _simple(users[0])
+        simple = _simple(users[0], value)
         return None if simple is None else (simple, users)
     users = _only_users(value, 2)
     if users is None:
@@ -74,7 +71,7 @@ def _activation(value: ir.Value) -> tuple[Activation, list[ir.Node]] | None:
     products = [u for u in users if u.op_type == "Mul" and u.domain == ""]
     if len(gates) != 1 or len(products) != 1 or _only_users(gates[0].outputs[0], 1) != products:
         return None
-    gate = _simple(gates[0])
+    gate = _simple(gates[0], value)
     if gate is not None and gate.name == "sigmoid":
         return Activation("swish"), [gates[0], products[0]]
     if gate == Activation("hard-sigmoid", a=1 / 6, b=0.5):
@@ -82,8 +79,9 @@ def _activation(value: ir.Value) -> tuple[Activation, list[ir.Node]] | None:
     return None
 
 
-def _simple(node: ir.Node) -> Activation | None:
-    if node.domain != "":
+def _simple(node: ir.Node, value: ir.Value) -> Activation | None:
+    """What `node` does to `value`, if that is an activation of it alone."""
+    if node.domain != "" or (node.inputs[0] is not value and node.op_type not in ("Add", "Sub", "Mul")):
         return None
     match node.op_type:
         case "Relu":
@@ -102,8 +100,28 @@ def _simple(node: ir.Node) -> Activation | None:
         case "Clip":
             low, high = (_scalar(node, 1, -3.4028235e38), _scalar(node, 2, 3.4028235e38))
             return None if low is None or high is None else Activation("clip", a=low, b=high)
+        case "Add" | "Sub" | "Mul" | "Div":
+            return _affine(node, 0 if node.inputs[1] is value else 1)
         case _:
             return None
+
+
+def _affine(node: ir.Node, index: int) -> Activation | None:
+    """Arithmetic with a constant scalar, which is the operand at `index`."""
+    array = constant_array(node.inputs[index])
+    shape = node.outputs[0].shape
+    if array is None or array.size != 1 or shape is None or array.ndim > len(shape):
+        return None
+    c = float(array.reshape(-1)[0])
+    match node.op_type:
+        case "Add":
+            return Activation("affine", 1.0, c)
+        case "Sub":
+            return Activation("affine", 1.0, -c) if index == 1 else Activation("affine", -1.0, c)
+        case "Mul":
+            return Activation("affine", c, 0.0)
+        case _:
+            return None if c == 0.0 or index == 0 else Activation("affine", 1.0 / c, 0.0)
 
 
 def _float(node: ir.Node, name: str, default: float) -> float:

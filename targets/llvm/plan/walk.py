@@ -12,6 +12,7 @@ from graphopt.targets.llvm.plan import convs, dense, through
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, replace
+from graphopt.targets.llvm.plan.simplify import simplify
 
 
 def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
@@ -19,6 +20,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
 
     `model` must be canonical (see `targets/lowering`), with shapes inferred.
     """
+    simplify(model)
     graph = model.graph
     kernels = Kernels(graph, Isa(cpu.lanes, cpu.registers), parallel)
     twins = Twins(graph)

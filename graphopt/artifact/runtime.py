@@ -118,6 +118,13 @@ def check_threads(threads: int | None) -> int:
     return threads
 
 
+def limit_threads(threads: int) -> None:
+    """Have TVM's parallel loops that this thread runs from now on use so many threads."""
+    if getattr(_THREADS, "number", None) != threads:
+        tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads)
+        _THREADS.number = threads
+
+
 class Session:
     """A loaded library with its weights in place. Not for concurrent calls: the caller holds a lock."""
 
@@ -154,9 +161,7 @@ class Session:
         Raises:
             DataError: the program refused the inputs' shapes.
         """
-        if getattr(_THREADS, "number", None) != self.threads:
-            tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, self.threads)
-            _THREADS.number = self.threads
+        limit_threads(self.threads)
         tensors = [self._place(array) for array in inputs]
         try:
             result = self._entry(*tensors, *self._weights)

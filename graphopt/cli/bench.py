@@ -1,9 +1,9 @@
-"""``graphopt bench``: latency beside onnxruntime, interleaved in one process."""
+"""``graphopt bench``: latency beside other runtimes, interleaved in one process; or where the time goes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -12,8 +12,16 @@ from graphopt.cli.options import Json
 
 def bench(
     artifact: Annotated[Path, typer.Argument(help="The artifact that graphopt compile wrote.", show_default=False)],
-    against: Annotated[Literal["onnxruntime"], typer.Option(help="What to compare with.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of both.")] = 1,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            "--vs",
+            help="What to compare with: onnxruntime, openvino or tvm; repeatable. Default: onnxruntime.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 1,
     input: Annotated[
         Path | None, typer.Option("-i", "--input", help="An .npz with the inputs; default: random.")
     ] = None,
@@ -24,12 +32,20 @@ def bench(
     from graphopt.cli.show import print_json
     from graphopt.measure.artifact import bench_artifact
 
-    row = bench_artifact(artifact, threads=threads, feeds=input, seconds=seconds)
+    row = bench_artifact(artifact, against=against or ["onnxruntime"], threads=threads, feeds=input, seconds=seconds)
     if json:
         print_json(row)
     else:
-        typer.echo(
-            f"graphopt {row['graphopt_ms']:.3g} ms, {against} {row['onnxruntime_ms']:.3g} ms: "
-            f"ratio {row['ratio']:.2f} (above 1: graphopt is faster), {row['rounds']} interleaved rounds, "
-            f"{threads} thread{'s' if threads > 1 else ''}"
-        )
+        _print_comparison(row)
+
+
+def _print_comparison(row: dict[str, Any]) -> None:
+    from graphopt.cli.show import print_table
+
+    lines = [
+        [name, f"{row[f'{name}_ms']:.3g}", f"{row[f'{name}_p10']:.3g} to {row[f'{name}_p90']:.3g}", ratio]
+        for name, ratio in [("graphopt", ""), *((name, f"{ratio:.2f}") for name, ratio in row["ratios"].items())]
+    ]
+    threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+    print_table(["", "median ms", "p10 to p90", "its time / graphopt's"], lines)
+    typer.echo(f"{row['rounds']} interleaved rounds, {threads} each; above 1: graphopt is faster")

@@ -1,49 +1,79 @@
-"""An artifact beside onnxruntime on the model it was compiled from."""
+"""An artifact beside other ways to run the model it was compiled from."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from graphopt.measure.latency import bench
+from graphopt.errors import UsageError
+from graphopt.measure.latency import Runner, bench
+
+if TYPE_CHECKING:
+    from graphopt.artifact import Executable
 
 
 def bench_artifact(
-    path: str | Path, *, threads: int = 1, feeds: str | Path | None = None, seconds: float = 3.0
+    path: str | Path,
+    *,
+    against: Sequence[str] = ("onnxruntime",),
+    threads: int = 1,
+    feeds: str | Path | None = None,
+    seconds: float = 3.0,
 ) -> dict[str, Any]:
-    """Time the artifact at `path` and onnxruntime, all its optimisations on, with as many threads each.
+    """Time the artifact at `path` and each rival in `against` (see `rivals`), with as many threads each.
 
-    onnxruntime runs the model as it was before any pass. `feeds` is an ``.npz`` with the inputs; default:
-    random values, one sample. A ``ratio`` above 1 says that graphopt is faster.
+    The rivals run the model as it was before any pass. `feeds` is an ``.npz`` with the inputs; default: random values,
+    one sample. The row is `compare`'s.
 
     Raises:
         ArtifactError: the artifact can't be read or run here.
         DataError: the inputs don't fit.
-        UsageError: so many threads can't be had.
+        UsageError: so many threads can't be had, or no such rival.
+        ModelError: a rival refuses the model.
     """
-    from graphopt import artifact, oracle
+    from graphopt import artifact
+    from graphopt.measure.rivals import open_rivals
 
     with artifact.load(path, threads=threads) as program:
         model = program.graph("before")
-        arrays = _feeds(model, feeds)
-        session = oracle.Session(model, threads=threads, optimised=True)
-        ours, theirs = bench(
-            {"graphopt": program.run, "onnxruntime": session.run}, arrays, baseline="onnxruntime", seconds=seconds
-        )
-    return {
-        "graphopt_ms": ours.median_ms,
-        "onnxruntime_ms": theirs.median_ms,
-        "ratio": ours.ratio,
-        "ratio_p10": ours.ratio_p10,
-        "ratio_p90": ours.ratio_p90,
-        "rounds": ours.rounds,
-        "threads": threads,
+        return compare(program, open_rivals(against, model, threads), artifact_feeds(model, feeds), seconds)
+
+
+def compare(
+    program: Executable, rivals: Mapping[str, Runner], feeds: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Interleave `program` and `rivals` on `feeds` for `seconds`.
+
+    Keys: ``graphopt_ms`` and for each rival ``NAME_ms`` (medians, with ``.._p10`` and ``.._p90``); ``ratios`` (rival
+    -> median over rounds of its time / graphopt's; above 1: graphopt is faster); ``ratio``, ``ratio_p10`` and
+    ``ratio_p90`` of the first rival; ``rounds`` and ``threads``.
+
+    Raises:
+        UsageError: no rivals.
+        DataError: the inputs don't fit.
+    """
+    if not rivals:
+        raise UsageError("There is nothing to compare the artifact with: name at least one rival.")
+    rows = bench({"graphopt": program.run, **rivals}, feeds, baseline="graphopt", seconds=seconds)
+    first = rows[1]
+    result: dict[str, Any] = {}
+    for row in rows:
+        result |= {f"{row.name}_ms": row.median_ms, f"{row.name}_p10": row.p10_ms, f"{row.name}_p90": row.p90_ms}
+    return result | {
+        "ratio": 1 / first.ratio,
+        "ratio_p10": 1 / first.ratio_p90,
+        "ratio_p90": 1 / first.ratio_p10,
+        "ratios": {row.name: 1 / row.ratio for row in rows[1:]},
+        "rounds": first.rounds,
+        "threads": program.threads,
     }
 
 
-def _feeds(model: ir.Model, path: str | Path | None) -> dict[str, Any]:
+def artifact_feeds(model: ir.Model, path: str | Path | None) -> dict[str, Any]:
+    """Inputs for `model` from an ``.npz``, else random ones of one sample."""
     from graphopt.data.files import read_npz
     from graphopt.data.random import random_feeds
 

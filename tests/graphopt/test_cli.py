@@ -92,6 +92,24 @@ def test_bench_prints_the_promised_keys(artifact: Path, graphopt):
     assert row["graphopt_ms"] > 0
 
 
+def test_bench_compares_with_several(artifact: Path, graphopt):
+    done = graphopt("bench", artifact, "--against", "onnxruntime", "--vs", "tvm", "--seconds", 0.1)
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines()]
+    assert [row[0] for row in rows if row and row[0] in ("graphopt", "onnxruntime", "tvm")] == [
+        "graphopt",
+        "onnxruntime",
+        "tvm",
+    ]
+
+
+def test_bench_names_what_it_knows(artifact: Path, graphopt):
+    done = graphopt("bench", artifact, "--against", "fastest")
+    assert done.code == 2
+    assert "'fastest'" in done.err
+    assert "onnxruntime, openvino, tvm" in done.err
+
+
 def test_evaluate_digits(graphopt):
     path = Path(__file__).parents[2] / "models" / "digits.onnx"
     done = graphopt("evaluate", path, "--model", "digits", "--json")

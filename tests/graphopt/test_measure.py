@@ -1,4 +1,6 @@
+import importlib.util
 import json
+import sys
 import time
 
 import numpy as np
@@ -85,6 +87,42 @@ def test_bench_artifact_beside_onnxruntime(artifact_path):
     assert row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
     assert row["ratio"] == pytest.approx(row["onnxruntime_ms"] / row["graphopt_ms"], rel=0.5)
     json.dumps(row)
+
+
+def test_several_rivals_in_one_run(artifact_path):
+    from graphopt.measure.artifact import bench_artifact
+
+    row = bench_artifact(artifact_path, against=["tvm", "onnxruntime"], seconds=0.2)
+    assert list(row["ratios"]) == ["tvm", "onnxruntime"]
+    assert row["ratio"] == row["ratios"]["tvm"]
+    assert row["ratios"]["tvm"] == pytest.approx(row["tvm_ms"] / row["graphopt_ms"], rel=0.5)
+
+
+def test_rivals_compute_what_the_oracle_does():
+    from graphopt import api, models, oracle
+    from graphopt.measure.rivals import open_rivals
+
+    digits = models.get("digits")
+    model, feeds = api.open_model(digits.path()), digits.example(2)
+    expected = oracle.run(model, feeds)
+    names = ["onnxruntime", "tvm", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+    for runner in open_rivals(names, model, threads=1).values():
+        got = runner(feeds)
+        assert list(got) == list(expected)
+        for name, array in expected.items():
+            np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rival_that_is_not_there_is_refused(monkeypatch):
+    from graphopt import api, models
+    from graphopt.measure.rivals import open_rivals
+
+    model = api.open_model(models.get("digits").path())
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UsageError, match="pip install openvino"):
+        open_rivals(["openvino"], model, threads=1)
+    with pytest.raises(UsageError, match=r"'fastest'.*onnxruntime, openvino, tvm"):
+        open_rivals(["onnxruntime", "fastest"], model, threads=1)
 
 
 def test_bench_artifact_takes_inputs_from_a_file(artifact_path, tmp_path):

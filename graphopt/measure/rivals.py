@@ -1,0 +1,105 @@
+"""What an artifact is compared with: other ways to run the same ONNX model on the CPU, each with all it has to offer.
+
+All get the same number of threads, and none pins them to cores: the system places them alike.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.errors import ModelError, UsageError
+from graphopt.measure.latency import Runner
+
+
+def open_rivals(names: Iterable[str], model: ir.Model, threads: int) -> dict[str, Runner]:
+    """A runner for each of `names`, in float32: feeds by name -> outputs by name.
+
+    ``onnxruntime``: all graph optimisations on. ``openvino``: its CPU plugin tuned for latency, with float32
+    arithmetic. ``tvm``: TVM's own importer and default pipeline, without anything of graphopt; compiled here.
+
+    Raises:
+        UsageError: an unknown name, or one that is not installed.
+        ModelError: a rival refuses the model.
+    """
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in RIVALS:
+            raise UsageError(f"There is nothing called {name!r} to compare with: it can be {', '.join(RIVALS)}.")
+    return {name: RIVALS[name](model, threads) for name in wanted}
+
+
+def _onnxruntime(model: ir.Model, threads: int) -> Runner:
+    from graphopt import oracle
+
+    return oracle.Session(model, threads=threads, optimised=True).run
+
+
+def _openvino(model: ir.Model, threads: int) -> Runner:
+    try:
+        import openvino  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UsageError(
+            "OpenVINO is not installed, so nothing can be compared with it: pip install openvino."
+        ) from error
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,
+    }
+    core = openvino.Core()
+    try:
+        read = core.read_model(ir.to_proto(model).SerializeToString())
+        request = core.compile_model(read, "CPU", settings).create_infer_request()
+    except RuntimeError as error:
+        raise ModelError(f"OpenVINO refuses the model: {_line(error)}") from error
+    inputs = {str(v.name): index for index, v in enumerate(model.graph.inputs)}
+    outputs = [str(v.name) for v in model.graph.outputs]
+
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        results = request.infer({inputs[name]: array for name, array in feeds.items()}, share_inputs=True)
+        return {name: results[index] for index, name in enumerate(outputs)}
+
+    return run
+
+
+def _tvm(model: ir.Model, threads: int) -> Runner:
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx
+    from tvm.target import codegen
+
+    from graphopt.artifact.runtime import limit_threads
+
+    target = tvm.target.Target(
+        {"kind": "llvm", "mtriple": codegen.llvm_get_system_triple(), "mcpu": codegen.llvm_get_system_cpu()}
+    )
+    proto: Any = ir.to_proto(model)  # from_onnx is annotated as taking a GraphProto
+    try:
+        machine = relax.VirtualMachine(tvm.compile(from_onnx(proto), target), [tvm.cpu()])  # pyright: ignore[reportArgumentType]
+    except Exception as error:  # whatever TVM raises, from its C++ or its Python
+        raise ModelError(f"Stock TVM can't compile the model for {platform.machine()}: {_line(error)}") from error
+    inputs, outputs = ([str(v.name) for v in values] for values in (model.graph.inputs, model.graph.outputs))
+
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        limit_threads(threads)
+        results = machine["main"](*(tvm.runtime.tensor(feeds[name]) for name in inputs))
+        leaves = [results] if isinstance(results, tvm.runtime.Tensor) else results
+        return {name: leaf.numpy() for name, leaf in zip(outputs, leaves, strict=True)}
+
+    return run
+
+
+RIVALS: dict[str, Callable[[ir.Model, int], Runner]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "tvm": _tvm,
+}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[-300:]

@@ -17,7 +17,7 @@ import numpy as np
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels import tile
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 
@@ -86,18 +86,32 @@ def direct(c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "c
         y = f.argument("y", [c.n, c.oh, c.ow, c.co])
         row = _Row(c, isa, epilogue, x, w, b, residual, y)
         rows = f.dim(c.n) * c.oh
+        nbytes = 4 * c.kernel[0] * c.kernel[1] * c.ci // c.group * c.co
+        ahead = tile.Ahead.of(shape.cols, c.oh, nbytes)
         if whole:
             with loop(
                 rows * whole * c.group, parallel=parallel
             ) as p:  # a panel's weights serve all rows, then the next
                 r, panel = p % rows, p // rows
-                row.emit(r // c.oh, r % c.oh, panel // whole, panel % whole * shape.cols, shape)
+                columns = None if ahead is None else ahead.columns(r)
+                row.emit(r // c.oh, r % c.oh, panel // whole, panel % whole * shape.cols, shape, columns)
         for first in range(whole * shape.cols, blocks, shape.cols):
             last = tile.Shape(shape.rows, min(shape.cols, blocks - first))
             with loop(rows * c.group, parallel=parallel) as p:
                 r = p % rows
                 row.emit(r // c.oh, r % c.oh, p // rows, first, last)
     return made[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Which row of which image, group and panel; and the columns of the next panel to fetch meanwhile."""
+
+    n: Expr
+    oh: Expr
+    g: Expr
+    block: Expr
+    ahead: list[Expr]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +127,21 @@ class _Row:
     residual: Any
     y: Any
 
-    def emit(self, n: Expr, oh: Expr, g: Expr, block: Expr, shape: tile.Shape) -> None:
+    def emit(self, n: Expr, oh: Expr, g: Expr, block: Expr, shape: tile.Shape, ahead: list[Expr] | None = None) -> None:
         """Tiles before the inside, a loop over those inside, tiles after it."""
         c, step = self.c, shape.rows
+        place = _Place(n, oh, g, block, ahead or [])
         starts = range(0, c.ow, step)
         inside = [s for s in starts if self._inside(s, step)]
         for s in starts:
             if s in inside:
                 if s == inside[0] and len(inside) > 1:
                     with loop(len(inside)) as t:
-                        self._tile(n, oh, g, block, inside[0] + t * step, shape, border=False)
+                        self._tile(place, inside[0] + t * step, shape, border=False)
                 elif s == inside[0]:
-                    self._tile(n, oh, g, block, s, shape, border=False)
+                    self._tile(place, s, shape, border=False)
             else:
-                self._tile(n, oh, g, block, s, tile.Shape(min(step, c.ow - s), shape.cols), border=True)
+                self._tile(place, s, tile.Shape(min(step, c.ow - s), shape.cols), border=True)
 
     def _inside(self, start: int, rows: int) -> bool:
         """A whole tile that needs no column outside the image."""
@@ -140,8 +155,9 @@ class _Row:
     def _column(self, column: Expr, kw: Expr) -> Expr:
         return column * self.c.strides[1] + kw * self.c.dilations[1] - self.c.pads[1]
 
-    def _tile(self, n: Expr, oh: Expr, g: Expr, block: Expr, start: Expr, shape: tile.Shape, border: bool) -> None:
+    def _tile(self, place: _Place, start: Expr, shape: tile.Shape, border: bool) -> None:
         c, lanes = self.c, self.isa.lanes
+        n, oh, g, block = place.n, place.oh, place.g, place.block
         ci, co = c.ci // c.group, c.co // c.group
         blocks = -(-co // lanes)
         acc = tile.Accumulators(shape, self.isa, lambda j: load(self.b, [(g * blocks + block + j) * lanes], lanes))
@@ -152,6 +168,8 @@ class _Row:
 
             def over_channels(kw: Expr, valid: range | list[int]) -> None:
                 with loop(ci) as k:
+                    for column in place.ahead:
+                        prefetch(self.w, [g, block + shape.cols + column, kh, kw, k, 0])
                     acc.step(
                         valid,
                         lambda i: self.x[n, ih, self._column(start + i, kw), g * ci + k],

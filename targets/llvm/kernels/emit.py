@@ -101,6 +101,11 @@ def _run(start: Expr, lanes: Expr) -> Expr:
     return tirx.Ramp(i64(start), i64(1), lanes) if lanes > 1 else i64(start)
 
 
+def prefetch(buffer: Any, indices: Sequence[Expr]) -> None:
+    """Ask for the cache line at `indices`; nothing happens where it lies outside the buffer."""
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load(buffer, indices, 1)), 0, 2, 1))
+
+
 def splat(value: Expr, lanes: Expr) -> Expr:
     """A vector of equal elements."""
     scalar = tirx.const(float(value), "float32") if isinstance(value, (int, float)) else value

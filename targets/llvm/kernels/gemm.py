@@ -17,7 +17,7 @@ import numpy as np
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels import tile
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 INNER = 640  # longest block of the inner dimension: 14 rows of it fill an L1 cache of 36 KiB
@@ -86,8 +86,10 @@ class _Panels:
         whole = self.g.co // self.isa.lanes // cols  # panels in which every column exists
         tiles, rest = self.rows // self.shape.rows, self.rows % self.shape.rows
         if whole:
+            ahead = tile.Ahead.of(cols, tiles, self.g.k * self.g.co * 4)
             with loop(tiles * whole, parallel=parallel) as p:
-                self._tile(p % tiles * self.shape.rows, p // tiles * cols, self.shape, start, stop)
+                t = p % tiles
+                self._tile(t * self.shape.rows, p // tiles * cols, self.shape, start, stop, ahead and ahead.columns(t))
             self._rest(tiles, rest, whole, 0, cols, start, stop)
         for first in range(whole * cols, blocks, cols):
             last = min(cols, blocks - first)
@@ -106,13 +108,17 @@ class _Panels:
         with loop(panels) as p, loop(rest) as r:
             self._tile(done + r, _at(first, p, cols, panels), tile.Shape(1, cols), start, stop)
 
-    def _tile(self, row: Expr, block: Expr, shape: tile.Shape, start: int, stop: int) -> None:
+    def _tile(
+        self, row: Expr, block: Expr, shape: tile.Shape, start: int, stop: int, ahead: list[Expr] | None = None
+    ) -> None:
         lanes, g = self.isa.lanes, self.g
         counts = self._columns(block, shape.cols)
         acc = tile.Accumulators(shape, self.isa, lambda j: load(self.b, [(block + j) * lanes], lanes))
         if start:
             acc.read(self.y, counts, lambda i, j, offset: [row + i, (block + j) * lanes + offset])
         with loop(stop, start=start) as k:
+            for column in ahead or ():
+                prefetch(self.w, [block + shape.cols + column, k, 0])
             acc.step(range(shape.rows), lambda i: self.x[row + i, k], lambda j: load(self.w, [block + j, k, 0], lanes))
         last = stop == g.k
         acc.write(

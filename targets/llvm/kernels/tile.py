@@ -60,6 +60,32 @@ def _parts(total: int, step: int) -> list[tuple[int, int]]:
 Place = Callable[[int, int, int], list[Expr]]
 
 
+PREFETCH_FROM = 1 << 19  # bytes of weights that the L2 cache does not keep from one use to the next
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """Fetching of the next panel's weights while this one is worked on: memory and arithmetic overlap.
+
+    A panel of `cols` blocks serves `passes` tiles one after the other. Each step of tile number t asks for the cache
+    lines that the same step of the next panel needs, of the columns that fall to t.
+    """
+
+    cols: int
+    passes: int
+
+    def columns(self, t: Expr) -> list[Expr]:
+        """The columns of the next panel that tile t fetches."""
+        each = -(-self.cols // self.passes)
+        return [(t * each + d) % self.cols for d in range(each)]
+
+    @classmethod
+    def of(cls, cols: int, passes: Expr, nbytes: int) -> Ahead | None:
+        """None where the weights stay in the cache anyway, or a panel is used only once."""
+        known = passes if isinstance(passes, int) else cols
+        return cls(cols, known) if nbytes >= PREFETCH_FROM and known > 1 else None
+
+
 class Accumulators:
     """The accumulators of one tile, in registers."""
 

@@ -71,6 +71,7 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     b = None if bias is None else constant_array(bias)
     hint = f"{weight.name}_packed"
     group, lanes = c.group, isa.lanes
+    scheme = winograd.best(c, isa)
 
     def padded_bias() -> ir.Value:
         key = ("bias", bias, c.co, lanes, group)
@@ -89,11 +90,13 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
         symbol = kernels.symbol(
             ("gemm", g, epilogue), "conv1x1", lambda s: gemm.make(g, isa, epilogue, kernels.parallel, s)
         )
-    elif winograd.applies(c, isa) and winograd.pays(c):
-        packed = kernels.constant(("winograd", weight, lanes), hint, lambda: winograd.pack(w, lanes))
+    elif scheme is not None:
+        packed = kernels.constant(("winograd", weight, lanes, scheme), hint, lambda: winograd.pack(w, lanes, scheme))
         shift = padded_bias()
         symbol = kernels.symbol(
-            ("winograd", c, epilogue), "winograd", lambda s: winograd.make(c, isa, epilogue, kernels.parallel, s)
+            ("winograd", c, epilogue, scheme),
+            f"winograd{scheme.m}",
+            lambda s: winograd.make(c, isa, epilogue, kernels.parallel, s, scheme),
         )
     else:
         packed = kernels.constant(("direct", weight, lanes, group), hint, lambda: conv.pack(w, lanes, group))

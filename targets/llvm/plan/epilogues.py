@@ -140,9 +140,11 @@ def _scalar(node: ir.Node, index: int, default: float) -> float | None:
 def _addition(value: ir.Value, node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> ir.Node | None:
     """An Add of `value` and another computed value of the same shape, made before `node` in the graph's order."""
     users = _only_users(value, 1)
-    if users is None or users[0].op_type != "Add" or users[0].domain != "" or users[0] in taken:
+    if users is None or users[0].domain != "" or users[0] in taken:
         return None
     add = users[0]
+    if add.op_type not in ("Add", "Sum") or len(add.inputs) != 2:
+        return None
     other = add.inputs[1] if add.inputs[0] is value else add.inputs[0]
     if other is None or other is value or constant_array(other) is not None:
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import onnx_ir as ir
 
 from graphopt.base import Context, Pass, Program, Target
+from graphopt.errors import DataError
 
 if TYPE_CHECKING:
     import onnx
@@ -85,8 +86,10 @@ def open_model(model: AnyModel, dims: Mapping[str, int] | None = None) -> ir.Mod
 
     if isinstance(model, (str, Path)):
         opened = graph.load(model)
+    elif isinstance(model, ir.Model):
+        opened = graph.normalise(model.clone())
     else:
-        opened = graph.normalise(model.clone() if isinstance(model, ir.Model) else ir.from_proto(model))
+        opened = graph.from_proto(model)
     graph.bind_dims(opened, dims or {})
     return opened
 
@@ -119,11 +122,14 @@ def run_pipeline(
 def _numeric_check(model: ir.Model, context: Context) -> Observer:
     """Numbers are checked on the first calibration batch, else on random inputs."""
     from graphopt.data.random import random_feeds
-    from graphopt.pipeline.observers import VerifyNumbers
+    from graphopt.pipeline.observers import VerifyNumbers, uncheckable
 
     if context.calibration is not None:
         return VerifyNumbers(next(iter(context.calibration)))
-    return VerifyNumbers(random_feeds(model, context.seed))
+    try:
+        return VerifyNumbers(random_feeds(model, context.seed))
+    except DataError as error:
+        raise uncheckable(error) from error
 
 
 class Parts(TypedDict):

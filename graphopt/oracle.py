@@ -6,6 +6,7 @@ All graph optimisations are off by default (`ORT_DISABLE_ALL`): with them on, on
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from graphopt.errors import DataError, ModelError
+from graphopt.graph.save import EXTERNAL_ABOVE, save, to_bytes, weight_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
-
-INLINE_LIMIT = 1 << 30
-"""Models with more weight bytes go to onnxruntime through a file with external data (protobuf ends at 2 GiB)."""
 
 
 class Session:
@@ -84,16 +83,10 @@ def _open(model: ir.Model, threads: int, optimised: bool) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        if (
-            sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-            <= INLINE_LIMIT
-        ):
-            proto = ir.to_proto(model)
-            _embed_external(proto, model)
-            return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        if weight_bytes(model) <= EXTERNAL_ABOVE:
+            return ort.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            ir.save(model, path, external_data="model.onnx.data")
+            path = save(model, Path(folder) / "model.onnx")
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except (
         state.Fail,
@@ -105,19 +98,9 @@ def _open(model: ir.Model, threads: int, optimised: bool) -> Any:
         raise ModelError(f"onnxruntime refuses the model: {_line(error)}") from error
 
 
-def _embed_external(proto: Any, model: ir.Model) -> None:
-    """Initializers that lie in external files, put into the proto (onnxruntime reads no paths from bytes)."""
-    external = {n: v for n, v in model.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
-    if not external:
-        return
-    for tensor in proto.graph.initializer:
-        if tensor.name in external:
-            value = external[tensor.name].const_value
-            assert value is not None
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensor.raw_data = value.tobytes()
-
-
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+    """What onnxruntime said, without its error codes, source files and C++ signatures."""
+    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
+    text = re.sub(r"^\d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/onnxruntime_src/\S+:\d+ .*?\)(?: const)? (?=\S)", "", text)
+    return text[:500]

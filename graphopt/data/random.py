@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.errors import DataError
+
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
@@ -22,20 +24,26 @@ def random_feeds(model: ir.Model, seed: int = 0, dims: Mapping[str, int] | None 
         model: whose inputs are fed.
         seed: of the generator.
         dims: sizes of symbolic dimensions by name; others are `BATCH` in first place and `SPATIAL` elsewhere.
+
+    Raises:
+        DataError: an input is not a tensor.
     """
     rng = np.random.default_rng(seed)
     sizes = dict(dims or {})
     feeds: dict[str, Array] = {}
     for value in model.graph.inputs:
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            raise DataError(f"there are no random values for input {value.name!r}: it is not a tensor.")
         shape: list[int] = []
         for axis, dim in enumerate(value.shape or ()):
             default = BATCH if axis == 0 else SPATIAL
             shape.append(dim if isinstance(dim, int) else sizes.setdefault(str(dim.value), default))
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
         if dtype == np.bool_:
-            feeds[str(value.name)] = rng.random(shape) < 0.5
+            array = rng.random(shape) < 0.5
         elif np.issubdtype(dtype, np.integer):
-            feeds[str(value.name)] = rng.integers(0, 2, shape).astype(dtype)
+            array = rng.integers(0, 2, shape)
         else:
-            feeds[str(value.name)] = rng.standard_normal(shape).astype(dtype)
+            array = rng.standard_normal(shape)
+        feeds[str(value.name)] = np.asarray(array, dtype)  # numpy makes a scalar of shape ()
     return feeds

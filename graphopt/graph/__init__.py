@@ -5,7 +5,7 @@ The names below are what passes and targets use; `views` (networkx) and `cost` a
 
 from graphopt.graph.check import check
 from graphopt.graph.edit import add_constant, constant_array, fresh_name, remove_unused, used_once
-from graphopt.graph.load import load, normalise
+from graphopt.graph.load import from_proto, load, normalise
 from graphopt.graph.provenance import derive, sources
 from graphopt.graph.save import save, to_bytes
 from graphopt.graph.shapes import bind_dims, infer_shapes
@@ -17,6 +17,7 @@ __all__ = [
     "constant_array",
     "derive",
     "fresh_name",
+    "from_proto",
     "infer_shapes",
     "load",
     "normalise",

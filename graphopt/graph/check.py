@@ -25,6 +25,8 @@ def check(model: ir.Model) -> None:
 
     from graphopt.graph.skeleton import skeleton_proto
 
+    if not model.graph.outputs:
+        raise ModelError("the graph has no outputs, so it computes nothing.")
     _check_depth(model.graph, 0)
     _check_ownership(model)
     proto = skeleton_proto(model)

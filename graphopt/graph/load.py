@@ -2,11 +2,13 @@
 
 Normal form: valid ONNX; every node named, names unique; initializers are constants, not overridable inputs;
 opset at least `MIN_OPSET`; shapes inferred; nodes in topological order; every node its own provenance.
-External data stays lazy and may only lie in the model's own folder.
+External data is memory-mapped, read when used, and may only lie in the model's own folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +35,19 @@ def load(path: str | Path) -> ir.Model:
         ModelError: no such file, not ONNX, truncated, invalid, or external data outside the model's folder.
     """
     path = Path(path)
-    model = _read(path)
-    _check_external(model, path)
+    proto = _read(path)
+    model = _to_ir(proto, str(path))
+    _map_external(model, path)
     return normalise(model)
+
+
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """The model of a proto in memory, in normal form. External data must have been loaded into it.
+
+    Raises:
+        ModelError: as `load` does.
+    """
+    return normalise(_to_ir(proto, "the model"))
 
 
 def normalise(model: ir.Model) -> ir.Model:
@@ -54,7 +66,7 @@ def normalise(model: ir.Model) -> ir.Model:
     return model
 
 
-def _read(path: Path) -> ir.Model:
+def _read(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise ModelError(f"there is no file {path}.")
     if not path.is_file():
@@ -63,23 +75,25 @@ def _read(path: Path) -> ir.Model:
     from google.protobuf.message import DecodeError
 
     try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+        return onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not an ONNX model, or it is cut short: {error}.") from error
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror or error}.") from error
+
+
+def _to_ir(proto: onnx.ModelProto, who: str) -> ir.Model:
+    """`proto` in the IR, its opset raised where needed; `who` names it in errors."""
     if not proto.HasField("graph") or not proto.opset_import or proto.ir_version == 0:
-        raise ModelError(f"{path} is not an ONNX model: it has no graph, opset or IR version.")
+        raise ModelError(f"{who} is not an ONNX model: it has no graph, opset or IR version.")
     domains = [o.domain or "ai.onnx" for o in proto.opset_import]
     if len(domains) != len(set(domains)):
-        raise ModelError(f"{path} imports an opset twice: {', '.join(domains)}.")
+        raise ModelError(f"{who} imports an opset twice: {', '.join(domains)}.")
     proto = _raise_opset(proto)
     try:
-        model = ir.from_proto(proto)
+        return ir.from_proto(proto)
     except (ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"{path} is not a valid ONNX graph: {' '.join(str(error).split())[:400]}") from error
-    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
-    return model
+        raise ModelError(f"{who} is not a valid ONNX graph: {' '.join(str(error).split())[:400]}") from error
 
 
 def _raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -87,6 +101,9 @@ def _raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
 
     version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), MIN_OPSET)
+    newest = onnx.defs.onnx_opset_version()
+    if version > newest:
+        raise ModelError(f"the model is of opset {version}, and the installed onnx knows opsets up to {newest}.")
     if version >= MIN_OPSET:
         return proto
     try:
@@ -133,19 +150,34 @@ def _sort(model: ir.Model) -> None:
         ) from error
 
 
-def _check_external(model: ir.Model, path: Path) -> None:
+def _map_external(model: ir.Model, path: Path) -> None:
+    """Every tensor in an external file becomes a read-only view of that file, mapped into memory."""
     folder = path.resolve().parent
+    for name, tensor, replace in _external(model):
+        data = (folder / tensor.location).resolve()
+        if folder not in data.parents:
+            raise ModelError(
+                f"the weights of {name!r} lie outside the model's folder, at {tensor.location!r}: refused."
+            )
+        if not data.is_file():
+            raise ModelError(f"the weights of {name!r} are missing: {path} needs {tensor.location!r} beside it.")
+        if (tensor.offset or 0) + (tensor.length or 0) > data.stat().st_size:
+            raise ModelError(f"the weights of {name!r} are cut short: {tensor.location!r} ends before them.")
+        tensor.base_dir = folder
+        replace(ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name))
+
+
+def _external(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor, Callable[[ir.TensorProtocol], None]]]:
+    """Initializers and attributes that lie outside: a name, the tensor, and how to put another in its place."""
     for graph in model.graphs():
         for name, value in graph.initializers.items():
-            tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            data = (folder / tensor.location).resolve()
-            if folder not in data.parents:
-                raise ModelError(
-                    f"the weights of {name!r} lie outside the model's folder, at {tensor.location!r}: refused."
-                )
-            if not data.is_file():
-                raise ModelError(f"the weights of {name!r} are missing: {path} needs {tensor.location!r} beside it.")
-            if (tensor.offset or 0) + (tensor.length or 0) > data.stat().st_size:
-                raise ModelError(f"the weights of {name!r} are cut short: {tensor.location!r} ends before them.")
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield name, value.const_value, partial(setattr, value, "const_value")
+        for node in graph:
+            for key, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    yield str(node.outputs[0].name), attribute.value, partial(_set_tensor, node, key)
+
+
+def _set_tensor(node: ir.Node, key: str, tensor: ir.TensorProtocol) -> None:
+    node.attributes[key] = ir.AttrTensor(key, tensor)

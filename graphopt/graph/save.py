@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,20 +11,28 @@ from graphopt.atomic import atomic_write
 
 EXTERNAL_ABOVE = 1 << 30
 """Weight bytes above which they go to `NAME.onnx.data` beside the model."""
+INLINE_BELOW = 1024
+"""Bytes under which a tensor stays in the model: shapes and axes that shape inference reads."""
+ALIGNMENT = 4096
+"""Tensors start at multiples of a page, so that they can be mapped each by itself."""
 
 
 def save(model: ir.Model, path: str | Path) -> Path:
     """Write `model` to `path` (and, when large, its weights to ``path + ".data"``); returns the path.
 
-    The file appears complete or not at all, and so does the data file.
+    The file appears complete or not at all, and so does the data file, which comes first. Either may be the one
+    that the model was read from.
 
     Raises:
         UsageError: the folder does not exist or can't be written.
     """
     path = Path(path)
-    external = f"{path.name}.data" if weight_bytes(model) > EXTERNAL_ABOVE else None
-    with atomic_write(path) as scratch:
-        ir.save(model, scratch, format="protobuf", external_data=external)
+    with contextlib.ExitStack() as files:  # left in reverse: the data file is in place when the model appears
+        scratch = files.enter_context(atomic_write(path))
+        if weight_bytes(model) > EXTERNAL_ABOVE:
+            data = path.resolve().with_name(f"{path.resolve().name}.data")
+            model = _put_outside(model, files.enter_context(atomic_write(data)), data.name)
+        scratch.write_bytes(ir.to_proto(model).SerializeToString())
     return path
 
 
@@ -34,4 +43,24 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers, each once."""
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _put_outside(model: ir.Model, file: Path, location: str) -> ir.Model:
+    """A copy of `model` whose larger initializers refer to `location`; their bytes are written to `file`."""
+    copy = model.clone()
+    with file.open("wb") as data:
+        for graph in copy.graphs():
+            for name, value in graph.initializers.items():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes < INLINE_BELOW:
+                    continue
+                offset = -(-data.tell() // ALIGNMENT) * ALIGNMENT
+                data.seek(offset)
+                data.write(tensor.tobytes())
+                shape = ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.ExternalTensor(
+                    location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name
+                )
+    return copy

@@ -24,8 +24,6 @@ def skeleton_proto(model: ir.Model) -> onnx.ModelProto:
         if tensor is None:
             continue
         if tensor.nbytes <= SMALL:
-            if isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(tensor.numpy(), name=name)
             continue
         value.shape = ir.Shape(tensor.shape.numpy())
         value.dtype = tensor.dtype

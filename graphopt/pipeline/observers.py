@@ -75,8 +75,12 @@ class VerifyNumbers(Quiet):
         """Run the model once; later passes are compared with the pass before."""
         from graphopt import oracle
 
-        if self._outputs is None:
+        if self._outputs is not None:
+            return
+        try:
             self._outputs = oracle.run(model, self.feeds)
+        except (ModelError, DataError) as error:
+            raise uncheckable(error) from error
 
     def after(self, model: ir.Model, step: Step) -> None:
         """Raise `PassError` when an output moved further than declared, or no longer runs."""
@@ -93,6 +97,15 @@ class VerifyNumbers(Quiet):
             raise PassError(f"{who} left a graph that onnxruntime does not run: {error}") from error
         step.facts["relative_error"] = check_preserved(who, step.pass_.preserves, self._outputs, outputs)
         self._outputs = outputs
+
+
+def uncheckable(error: GraphoptError) -> GraphoptError:
+    """`error`, which kept onnxruntime from running the model as it was given, with the ways out."""
+    return type(error)(
+        "the passes can't be checked, because onnxruntime does not run the model as it was given: "
+        f"{str(error).rstrip('.')}. Give inputs that fit with --calibration, or sizes of open dimensions with "
+        "--dim NAME=SIZE; or go without the check: --no-verify."
+    )
 
 
 class MeasureMemory(Quiet):

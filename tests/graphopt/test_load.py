@@ -1,5 +1,7 @@
 """The door: what comes in is normal, and what is broken is refused in one paragraph."""
 
+import importlib
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.graph import bind_dims, infer_shapes, load, normalise, save, sources
+from graphopt.graph import bind_dims, from_proto, infer_shapes, load, normalise, save, sources
 from graphopt.testing import from_text, op_types
 
 
@@ -51,6 +53,13 @@ def test_old_opsets_are_raised(tmp_path: Path):
     assert load(written(proto([node], opset=9), tmp_path)).opset_imports[""] >= 13
 
 
+def test_a_proto_in_memory_enters_by_the_same_door(tmp_path: Path):
+    old = proto([helper.make_node("Softmax", ["x"], ["y"], axis=1)], opset=9)
+    assert from_proto(old).opset_imports[""] == load(written(old, tmp_path)).opset_imports[""] >= 13
+    with pytest.raises(ModelError, match="the model is not an ONNX model"):
+        from_proto(onnx.ModelProto())
+
+
 def test_unordered_nodes_are_put_in_order(tmp_path: Path):
     nodes = [helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Neg", ["x"], ["a"])]
     assert op_types(load(written(proto(nodes), tmp_path))) == ["Neg", "Relu"]
@@ -68,6 +77,12 @@ def twice() -> bytes:
     return model.SerializeToString()
 
 
+def without_outputs() -> bytes:
+    model = proto([RELU])
+    del model.graph.output[:]
+    return model.SerializeToString()
+
+
 WHOLE = proto([RELU]).SerializeToString()
 
 
@@ -78,13 +93,27 @@ WHOLE = proto([RELU]).SerializeToString()
         (b"this is a text file, not a model\n" * 9, "not an ONNX model"),
         (WHOLE[: len(WHOLE) // 2], "cut short|no graph|not a valid"),
         (cyclic(), "cycle"),
+        (proto([RELU], opset=99).SerializeToString(), "knows opsets up to"),
+        (without_outputs(), "no outputs"),
         (twice(), "imports an opset twice"),
         (proto([helper.make_node("NoSuchOp", ["x"], ["y"])]).SerializeToString(), "NoSuchOp"),
         (proto([helper.make_node("Relu", ["nowhere"], ["y"])]).SerializeToString(), "nowhere"),
         (proto([helper.make_node("Relu", ["x"], ["y"], bogus=1)]).SerializeToString(), "bogus"),
         (proto([helper.make_node("Reshape", ["x", "x"], ["y"])]).SerializeToString(), "contradict"),
     ],
-    ids=["empty", "text", "truncated", "cyclic", "opset-twice", "unknown-op", "undefined-input", "attribute", "types"],
+    ids=[
+        "empty",
+        "text",
+        "truncated",
+        "cyclic",
+        "opset-99",
+        "no-outputs",
+        "opset-twice",
+        "unknown-op",
+        "undefined-input",
+        "attribute",
+        "types",
+    ],
 )
 def test_broken_files_are_refused(data: bytes, complaint: str, tmp_path: Path):
     path = tmp_path / "bad.onnx"
@@ -112,9 +141,62 @@ def external(tmp_path: Path) -> Path:
     return tmp_path / "m.onnx"
 
 
-def test_external_weights_stay_lazy(tmp_path: Path):
+def is_mapped(array: np.ndarray) -> bool:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    owner = array.base.obj if isinstance(array.base, memoryview) else array.base
+    return isinstance(owner, mmap.mmap)
+
+
+def test_external_weights_stay_in_their_file(tmp_path: Path):
     model = load(external(tmp_path))
-    assert isinstance(model.graph.initializers["w"].const_value, ir.ExternalTensor)
+    array = model.graph.initializers["w"].const_value.numpy()
+    assert is_mapped(array)
+    assert not array.flags.writeable
+    np.testing.assert_array_equal(array, np.arange(4))
+
+
+def test_external_weights_of_constant_nodes_are_found_too(tmp_path: Path):
+    weights = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
+    nodes = [helper.make_node("Constant", [], ["w"], value=weights), helper.make_node("Add", ["x", "w"], ["y"])]
+    model, path = proto(nodes), tmp_path / "m.onnx"
+    onnx.save(model, str(path), save_as_external_data=True, location="w.data", size_threshold=0, convert_attribute=True)
+    constant = load(path).graph[0].attributes["value"].as_tensor()
+    np.testing.assert_array_equal(constant.numpy(), np.arange(4))
+    (tmp_path / "w.data").unlink()
+    with pytest.raises(ModelError, match="missing"):
+        load(path)
+
+
+def test_a_model_with_external_weights_is_saved_whole_anywhere(tmp_path: Path):
+    """Small models carry their weights inside: the copy does not depend on the file that the original had."""
+    (tmp_path / "elsewhere").mkdir()
+    path = save(load(external(tmp_path)), tmp_path / "elsewhere" / "copy.onnx")
+    (tmp_path / "w.data").unlink()
+    np.testing.assert_array_equal(load(path).graph.initializers["w"].const_value.numpy(), np.arange(4))
+
+
+def test_large_models_are_saved_with_their_weights_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from graphopt import oracle
+
+    monkeypatch.setattr(importlib.import_module("graphopt.graph.save"), "EXTERNAL_ABOVE", 4000)
+    monkeypatch.setattr(oracle, "EXTERNAL_ABOVE", 4000)
+    w, b = np.random.default_rng(0).standard_normal((2, 1000)).astype(np.float32)
+    before = from_text(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N,1000] x, float[1000] w, float[1000] b) => (float[N,1000] y) { a = Mul(x, w)  y = Add(a, b) }
+        """,
+        w=w, b=b,
+    )  # fmt: skip
+    path = save(before, tmp_path / "big.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
+    assert path.stat().st_size < 4000
+    once = load(path)
+    x = {"x": np.ones((2, 1000), np.float32)}
+    np.testing.assert_array_equal(oracle.run(once, x)["y"], np.broadcast_to(w + b, (2, 1000)))
+    save(once, path)  # over the very file that its weights are mapped from
+    np.testing.assert_array_equal(oracle.run(once, x)["y"], oracle.run(load(path), x)["y"])
 
 
 def test_external_weights_that_are_missing_short_or_elsewhere_are_refused(tmp_path: Path):
@@ -146,7 +228,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
     def broken(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ir, "save", broken)
+    monkeypatch.setattr(ir, "to_proto", broken)
     with pytest.raises(KeyboardInterrupt):
         save(model, path)
     assert path.read_bytes() == good

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
+NUMBERS = "fiubV"
+"""Kinds of dtypes that are numbers; V is ml_dtypes'. Others (strings, objects) are equal or not."""
+
+
 def worst_error(want: Array, got: Array, rtol: float, atol: float) -> tuple[float, float]:
     """``max|want - got|`` and the bound ``atol + rtol * max|want|``, both over finite entries, in float64.
 
@@ -21,7 +25,7 @@ def worst_error(want: Array, got: Array, rtol: float, atol: float) -> tuple[floa
     """
     if want.shape != got.shape or want.dtype != got.dtype:
         return np.inf, 0.0
-    if want.dtype.kind not in "fiubV" or want.size == 0:
+    if want.dtype.kind not in NUMBERS or want.size == 0:
         return (0.0 if np.array_equal(want, got) else np.inf), 0.0
     a, b = want.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(a)
@@ -44,19 +48,45 @@ def check_preserved(
     """
     if list(before) != list(after):
         raise PassError(f"{who} changed the model's outputs from {list(before)} to {list(after)}.")
+    wanted, given = _tensors(before), _tensors(after)
+    if list(wanted) != list(given):
+        raise PassError(f"{who} changed the length of a sequence: from {list(wanted)} to {list(given)}.")
     worst = 0.0
-    for name, want in before.items():
-        error, bound = worst_error(want, after[name], _rtol(preserves, want.dtype), preserves.atol)
+    for name, want in wanted.items():
+        got, is_number = given[name], want.dtype.kind in NUMBERS
+        error, bound = worst_error(want, got, _rtol(preserves, want.dtype), preserves.atol)
         if preserves.kind == "lossy":
-            bound = np.finfo(np.float64).max
+            bound = np.finfo(np.float64).max if is_number else np.inf
         if error > bound:
             raise PassError(
-                f"{who} declares {preserves} and moved output {name!r} by {error:.3g} where {bound:.3g} is allowed."
+                f"{who} declares {preserves} and {_moved(name, want, got, error, bound)}."
                 " See --reproducer to keep the graph it was given, and --bisect-limit to narrow it down."
             )
-        scale = float(np.abs(want.astype(np.float64)[np.isfinite(want.astype(np.float64))]).max(initial=0.0))
-        worst = max(worst, error / scale if scale else error)
+        if is_number:
+            scale = float(np.abs(want.astype(np.float64)[np.isfinite(want.astype(np.float64))]).max(initial=0.0))
+            worst = max(worst, error / scale if scale else error)
     return worst
+
+
+def _tensors(outputs: Mapping[str, Any]) -> dict[str, Array]:
+    """Outputs as arrays; those of a sequence one by one, maps and absent optionals as arrays of one object."""
+    arrays: dict[str, Array] = {}
+    for name, output in outputs.items():
+        if isinstance(output, list):
+            arrays |= {f"{name}[{k}]": np.asarray(item) for k, item in enumerate(output)}  # pyright: ignore[reportUnknownVariableType]
+        else:
+            arrays[name] = np.asarray(output)
+    return arrays
+
+
+def _moved(name: str, want: Array, got: Array, error: float, bound: float) -> str:
+    if (want.shape, want.dtype) != (got.shape, got.dtype):
+        return f"turned output {name!r} from {want.dtype}{list(want.shape)} into {got.dtype}{list(got.shape)}"
+    if np.isfinite(error):
+        return f"moved output {name!r} by {error:.3g} where {bound:.3g} is allowed"
+    if want.dtype.kind in NUMBERS:
+        return f"output {name!r} has NaN or infinity where it had numbers, or the other way round"
+    return f"output {name!r} has other values than before"
 
 
 def _rtol(preserves: Preserves, dtype: np.dtype[Any]) -> float:

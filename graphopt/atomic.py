@@ -22,11 +22,7 @@ def atomic_write(path: str | Path) -> Generator[Path, None, None]:
     Raises:
         UsageError: `path` is a folder or a device, its folder does not exist, or the disk refuses.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise UsageError(f"can't write {path}: it exists and is not a regular file. Name another output file.")
-    if not target.parent.is_dir():
-        raise UsageError(f"can't write {path}: there is no folder {target.parent}. Create it, or name another one.")
+    target = check_writable(path)
     scratch = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(6)}{target.suffix}")
     try:
         yield scratch
@@ -39,6 +35,22 @@ def atomic_write(path: str | Path) -> Generator[Path, None, None]:
         raise UsageError(f"can't write {path}: {error.strerror or error}.") from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> Path:
+    """The file that writing `path` would replace (links followed). Long work asks before it starts.
+
+    Raises:
+        UsageError: `path` is a folder or a device, or its folder does not exist or may not be written.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UsageError(f"can't write {path}: it exists and is not a regular file. Name another output file.")
+    if not target.parent.is_dir():
+        raise UsageError(f"can't write {path}: there is no folder {target.parent}. Create it, or name another one.")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"can't write {path}: the folder {target.parent} is read-only. Name another one.")
+    return target
 
 
 def _sync(path: Path) -> None:

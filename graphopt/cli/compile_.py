@@ -35,6 +35,7 @@ def compile_(
 
     from graphopt import artifact
     from graphopt.api import build, open_model
+    from graphopt.atomic import check_writable
     from graphopt.cli.account import print_steps, totals
     from graphopt.cli.show import print_json, size
     from graphopt.pipeline import make_target
@@ -44,6 +45,7 @@ def compile_(
         print_each, dump_each, stop_after, bisect_limit, reproducer,
     )  # fmt: skip
     machine = make_target(target)
+    check_writable(output)
     before = open_model(model, o.chosen_dims(dim))
     result = o.run_chosen(before, choices)
     start = time.perf_counter()
@@ -60,7 +62,8 @@ def compile_(
                 "bytes": output.stat().st_size,
                 "before": totals(before),
                 "after": totals(result.model),
-                **parts["report"],
+                "passes": parts["report"]["passes"],
+                "report": program.report,
             }
         )
         return

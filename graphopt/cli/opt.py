@@ -32,6 +32,7 @@ def opt(
     """Run passes over a model and write the result as ONNX. Without a pipeline: -O2."""
     from graphopt import graph
     from graphopt.api import open_model, step_report
+    from graphopt.atomic import check_writable
     from graphopt.cli.account import print_steps, totals
     from graphopt.cli.show import print_json
 
@@ -39,6 +40,7 @@ def opt(
         pipeline, recipe, level, preset, plugin, calibration, dim, seed, verify,
         print_each, dump_each, stop_after, bisect_limit, reproducer,
     )  # fmt: skip
+    check_writable(output)
     before = open_model(model, o.chosen_dims(dim))
     result = o.run_chosen(before, choices)
     graph.save(result.model, output)

@@ -19,9 +19,11 @@ def run(
 ) -> None:
     """Run an artifact. Load only artifacts you trust: they carry machine code."""
     from graphopt import artifact as a
+    from graphopt.atomic import check_writable
     from graphopt.cli.show import print_json
     from graphopt.data.files import read_npz, write_npz
 
+    check_writable(output)
     feeds = read_npz(input)
     with a.load(artifact, threads=threads) as program:
         outputs = program.run(feeds)

@@ -39,6 +39,8 @@ def npz_rows(path: Path, names: list[str], step: int) -> Iterator[Feeds]:
     with _opened(path), contextlib.ExitStack() as stack:
         archive = stack.enter_context(zipfile.ZipFile(path))
         rows = {name: _Rows(stack.enter_context(archive.open(f"{name}.npy")), path, name) for name in names}
+        if not rows:
+            raise DataError(f"{path} holds no arrays.")
         lengths = {name: r.shape[0] for name, r in rows.items()}
         if len(set(lengths.values())) != 1:
             listed = ", ".join(f"{name}: {n}" for name, n in lengths.items())

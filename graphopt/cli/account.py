@@ -12,7 +12,7 @@ from graphopt.cli.show import count, print_table, size
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.pipeline.driver import Result
+    from graphopt.pipeline.driver import Result, Step
 
 
 def totals(model: ir.Model) -> dict[str, int]:
@@ -31,15 +31,15 @@ def print_steps(before: ir.Model, result: Result) -> None:
         rows.append(
             [
                 step.pass_.name,
-                str(len(step.report.changes)) if step.changed else "no change",
+                _applied(step),
                 str(len(step.report.skipped)),
                 f"{step.seconds * 1e3:.0f} ms",
-                str(step.pass_.preserves),
+                step.pass_.preserves.kind,
                 "" if error is None else f"{error:.1e}",
             ]
         )
     if rows:
-        print_table(["pass", "applied", "left alone", "time", "preserves", "measured error"], rows)
+        print_table(["pass", "applied", "left", "time", "keeps", "error"], rows)
     a, b = totals(before), totals(result.model)
     print_table(
         ["", "nodes", "parameters", "weights", "MACs"],
@@ -48,6 +48,17 @@ def print_steps(before: ir.Model, result: Result) -> None:
             for name, t in (("before", a), ("after", b))
         ],
     )
+    _print_skipped(result)
+
+
+def _applied(step: Step) -> str:
+    """How often a pass applied; whether the graph changed is measured, not what the pass says."""
+    if not step.changed:
+        return "-"
+    return str(len(step.report.changes) or "yes")
+
+
+def _print_skipped(result: Result) -> None:
     for step in result.steps:
         reasons = Counter(skip.reason for skip in step.report.skipped)
         for reason, times in reasons.most_common(5):

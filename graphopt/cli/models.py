@@ -17,7 +17,7 @@ Name = Annotated[str, typer.Argument(help="A name from graphopt models list.", s
 def list_(json: Json = False) -> None:
     """List the reference models: what they are, their licence, metric and measured baseline."""
     from graphopt import models
-    from graphopt.cli.show import print_json, print_table
+    from graphopt.cli.show import print_entries, print_json
 
     rows = [models.get(name) for name in models.names()]
     if json:
@@ -29,15 +29,15 @@ def list_(json: Json = False) -> None:
                     "licence": m.licence,
                     "source": m.source,
                     "baseline": m.baseline,
+                    "labelled": m.evaluation is not None,
                     "calibration": m.calibration is not None,
                 }
                 for m in rows
             ]
         )
         return
-    print_table(
-        ["model", "what it is", "licence", "source", "baseline"],
-        [[m.name, m.summary, m.licence, m.source, "" if m.baseline is None else f"{m.baseline:.3f}"] for m in rows],
+    print_entries(
+        (m.name, "" if m.baseline is None else f"{m.baseline:.3f}", [m.summary, m.licence, m.source]) for m in rows
     )
 
 

@@ -15,7 +15,7 @@ def passes(
     json: Json = False,
 ) -> None:
     """List the passes: what each does, what it preserves, its options. And the presets made of them."""
-    from graphopt.cli.show import print_json, print_table
+    from graphopt.cli.show import options_line, print_entries, print_json
     from graphopt.pipeline import PRESETS, load_plugin, pass_names, recipe_schema
     from graphopt.pipeline.registry import describe, pass_class
 
@@ -28,12 +28,6 @@ def passes(
     if json:
         print_json(described)
         return
-    print_table(
-        ["pass", "preserves", "options", "what it does"],
-        [[d["name"], d["preserves"], _options(d["options"]), d["summary"]] for d in described],
-    )
-    print_table(["preset", "passes"], [[name, text or "none"] for name, text in PRESETS.items()])
-
-
-def _options(options: dict[str, dict[str, object]]) -> str:
-    return "\n".join(f"{name}={option.get('default', 'required')}" for name, option in options.items())
+    print_entries((d["name"], d["preserves"], [d["summary"], options_line(d["options"])]) for d in described)
+    typer.echo("\npresets")
+    print_entries((name, "", [text.replace(",", ", ") or "no passes"]) for name, text in PRESETS.items())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -27,15 +29,39 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title and escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(
+        title=title and escape(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), show_edge=False
+    )
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(column, justify="right" if index else "left", no_wrap=index == 0, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
+    console.print()
+
+
+def print_entries(entries: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+    """Per entry: its name and a word on it, then paragraphs, indented and wrapped to the terminal."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    for name, aside, paragraphs in entries:
+        typer.echo(f"{typer.style(name, bold=True)}  {aside}".rstrip())
+        for text in filter(None, paragraphs):
+            for line in textwrap.wrap(text, width - 4, break_on_hyphens=False):
+                typer.echo(f"    {line}")
+
+
+def options_line(options: Mapping[str, Mapping[str, Any]]) -> str:
+    """Options with their defaults, as `describe` gives them, in the grammar that ``-p`` and ``--target`` read."""
+    from graphopt.pipeline.spec import format_item
+
+    shown = [
+        format_item("", {name: option["default"]})[1:-1] if option.get("default") is not None else name
+        for name, option in options.items()
+    ]
+    return f"options: {', '.join(shown)}" if shown else ""
 
 
 def count(number: float) -> str:

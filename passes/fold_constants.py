@@ -52,13 +52,14 @@ def fold_constants(model: ir.Model, max_bytes: int) -> Report:
             output_size_limit=sys.maxsize,
             should_fold=should_fold,
         )
-    for node in nodes:
-        if node.graph is None:
-            report.change(node.name, f"folded {node.op_type}")
+    folded = {node for node in nodes if node.graph is None}
     for node in allowed:
-        if node.graph is not None:
+        if node not in folded:
             report.skip(node.name, f"the reference evaluator can't compute {node.op_type}")
     remove_unused(model)
+    for node in nodes:
+        if node.graph is None:
+            report.change(node.name, f"{'folded' if node in folded else 'dropped unread'} {node.op_type}")
     return report
 
 

@@ -118,7 +118,12 @@ def test_direct_convolution(case, activation: str, residual: str):
 
 @EXAMPLES
 @given(
-    st.integers(1, 21), st.integers(1, 21), st.sampled_from([16, 32, 48]), st.sampled_from([16, 64]), st.integers(0, 2)
+    h=st.integers(1, 21),
+    w=st.integers(1, 21),
+    ci=st.sampled_from([16, 48]),
+    co=st.sampled_from([16, 64]),
+    pad=st.integers(0, 2),
+    large=st.booleans(),
 )
 def test_winograd(h: int, w: int, ci: int, co: int, pad: int, large: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(winograd, "best", lambda *_: winograd.F4 if large else winograd.F2)

@@ -190,6 +190,7 @@ class _Row:
             lambda i, j, offset: [n, oh, start + i, g * co + (block + j) * lanes + offset],
             lambda value, at, width: self.epilogue.finish(self.residual, value, at, width),
             self.y,
+            apart=self.epilogue.long,
         )
 
 

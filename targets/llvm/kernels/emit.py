@@ -112,6 +112,11 @@ def splat(value: Expr, lanes: Expr) -> Expr:
     return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
 
 
+def named(value: Expr) -> Expr:
+    """`value`, computed here once and for all its uses."""
+    return T.Bind(value)
+
+
 def registers(elements: int) -> Any:
     """A local float32 array; LLVM keeps it in registers when every index is a constant."""
     return T.alloc_buffer((elements,), "float32", scope="local")

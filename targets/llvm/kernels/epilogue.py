@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels.emit import Expr, load, splat
+from graphopt.targets.llvm.kernels.emit import Expr, load, named, splat
 from graphopt.targets.llvm.kernels.vector_math import sigmoid, tanh
+
+if TYPE_CHECKING:
+    from graphopt.targets.llvm.kernels.formula import Formula
 
 Name = Literal["relu", "clip", "leaky-relu", "sigmoid", "swish", "hard-sigmoid", "hard-swish", "tanh", "affine"]
 
@@ -25,8 +28,14 @@ class Activation:
     a: float = 0.0
     b: float = 0.0
 
+    @property
+    def long(self) -> bool:
+        """Whether it takes many instructions."""
+        return self.name in ("sigmoid", "swish", "tanh")
+
     def __call__(self, x: Expr, lanes: int) -> Expr:
         """The function of a vector of `lanes` elements."""
+        x = named(x)
         match self.name:
             case "relu":
                 return tirx.Max(x, splat(0.0, lanes))
@@ -57,9 +66,14 @@ def _unit(x: Expr, lanes: int) -> Expr:
 class Epilogue:
     """``then(first(x) + residual)``: chains of activations, and the residual if there is one."""
 
-    first: tuple[Activation, ...] = ()
+    first: tuple[Activation | Formula, ...] = ()
     residual: bool = False
-    then: tuple[Activation, ...] = ()
+    then: tuple[Activation | Formula, ...] = ()
+
+    @property
+    def long(self) -> bool:
+        """Whether it takes many instructions."""
+        return any(activation.long for activation in (*self.first, *self.then))
 
     def finish(self, residual: Any, value: Expr, indices: list[Expr], lanes: int) -> Expr:
         """The value to store at `indices`; `residual` is a buffer of the output's shape, or None."""

@@ -126,6 +126,7 @@ class _Panels:
             lambda i, j, offset: [row + i, (block + j) * lanes + offset],
             lambda value, at, width: self.epilogue.finish(self.residual, value, at, width) if last else value,
             self.y,
+            apart=last and self.epilogue.long,
         )
 
     def _columns(self, block: Expr, cols: int) -> Sequence[int]:

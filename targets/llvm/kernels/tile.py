@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, load, pieces, registers, splat, store
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, load, loop, pieces, registers, splat, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _parts(total: int, step: int) -> list[tuple[int, int]]:
     return [(size, count) for size, count in ((step, full), (rest, 1 if rest else 0)) if count]
 
 
-Place = Callable[[int, int, int], list[Expr]]
+Place = Callable[[Expr, int, int], list[Expr]]
 
 
 PREFETCH_FROM = 1 << 19  # bytes of weights that the L2 cache does not keep from one use to the next
@@ -112,18 +112,30 @@ class Accumulators:
         return load(self._array, [self._index(row, col) + offset], self.isa.lanes if width is None else width)
 
     def write(
-        self, counts: Sequence[int], to: Place, finish: Callable[[Expr, list[Expr], int], Expr], out: Any
+        self,
+        counts: Sequence[int],
+        to: Place,
+        finish: Callable[[Expr, list[Expr], int], Expr],
+        out: Any,
+        apart: bool = False,
     ) -> None:
         """Store the tile: ``counts[j]`` elements of column j, in runs of at most a vector.
 
         `to(i, j, offset)` gives the place of element `offset` of row i, column j in `out`;
-        `finish(value, place, width)` the value to store for a run that starts there.
+        `finish(value, place, width)` the value to store for a run that starts there. With `apart` that is done when
+        the tile is stored, in a loop over its rows: less code where finishing takes many instructions.
         """
+        apart = apart and self.shape.rows > 1
+        runs = [(j, *run) for j, count in enumerate(counts) for run in pieces(count, self.isa.lanes)]
         for i in range(self.shape.rows):
-            for j, count in enumerate(counts):
-                for offset, width in pieces(count, self.isa.lanes):
+            for j, offset, width in runs:
+                place, value = to(i, j, offset), self.vector(i, j, offset, width)
+                store(out, value if apart else finish(value, place, width), place, width)
+        if apart:
+            with loop(self.shape.rows) as i:
+                for j, offset, width in runs:
                     place = to(i, j, offset)
-                    store(out, finish(self.vector(i, j, offset, width), place, width), place, width)
+                    store(out, finish(load(out, place, width), place, width), place, width)
 
     def read(self, source: Any, counts: Sequence[int], place: Place) -> None:
         """Set the accumulators to what `write` stored without finishing."""

@@ -49,15 +49,17 @@ def emit(tail: Tail, g: Gemm, kernels: Kernels, twins: Twins) -> ir.Node:
         return gemm.pack(w.T if node.attributes.get_int("transB", 0) else w, lanes)
 
     def shift() -> np.ndarray:
-        b = None if bias is None else constant_array(bias)
-        return conv.pack_bias(None if b is None else np.broadcast_to(b.reshape(-1), (g.co,)), g.co, lanes)
+        b = np.zeros(g.co, np.float32) if tail.bias is None else tail.bias
+        own = None if bias is None else constant_array(bias)
+        return conv.pack_bias(b if own is None else b + own.reshape(-1), g.co, lanes)
 
+    added = None if tail.bias is None else node
     inputs = [
         twins.first(x),
         kernels.constant(
             ("dense", weight, lanes, node.attributes.get_int("transB", 0)), f"{weight.name}_packed", packed
         ),
-        kernels.constant(("dense bias", bias, g.co, lanes), f"{weight.name}_bias", shift),
+        kernels.constant(("dense bias", bias, added, g.co, lanes), f"{weight.name}_bias", shift),
     ]
     if tail.residual is not None:
         inputs.append(twins.first(tail.residual))

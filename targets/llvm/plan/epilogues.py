@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
 from graphopt.targets.llvm.kernels.epilogue import Activation, Epilogue
+from graphopt.targets.llvm.kernels.formula import Formula
+from graphopt.targets.llvm.plan.formulas import region
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Tail:
     value: ir.Value
     epilogue: Epilogue
     residual: ir.Value | None
+    bias: np.ndarray[Any, Any] | None = None  # of a MatMul, [columns]
 
     @property
     def last(self) -> ir.Node:
@@ -26,15 +31,19 @@ class Tail:
 
 
 def tail(node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> Tail:
-    """The longest tail of `node`: activations, and at most one addition of another value.
+    """The longest tail of `node`: activations, and at most one addition of another value; first a bias of MatMul.
 
     Of two producers of an addition the later one takes it along. `position` gives the order of nodes; those `taken` are
     in another tail already.
     """
     nodes, value = [node], node.outputs[0]
     residual: ir.Value | None = None
-    first: list[Activation] = []
-    then: list[Activation] = []
+    first: list[Activation | Formula] = []
+    then: list[Activation | Formula] = []
+    bias = _bias(node)
+    if bias is not None:
+        nodes.append(next(iter(value.uses())).node)
+        value = nodes[-1].outputs[0]
     while True:
         found = activation_of(value)
         if found is not None and not taken.intersection(found[1]):
@@ -48,7 +57,7 @@ def tail(node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> Ta
         residual = add.inputs[1] if add.inputs[0] is value else add.inputs[0]
         nodes.append(add)
         value = add.outputs[0]
-    return Tail(tuple(nodes), value, Epilogue(tuple(first), residual is not None, tuple(then)), residual)
+    return Tail(tuple(nodes), value, Epilogue(tuple(first), residual is not None, tuple(then)), residual, bias)
 
 
 def _only_users(value: ir.Value, count: int) -> list[ir.Node] | None:
@@ -58,25 +67,13 @@ def _only_users(value: ir.Value, count: int) -> list[ir.Node] | None:
     return [use.node for use in uses]
 
 
-def activation_of(value: ir.Value) -> tuple[Activation, list[ir.Node]] | None:
-    """An activation of `value` and its nodes: one node, or a gate and the product with it (x * sigmoid(x))."""
+def activation_of(value: ir.Value) -> tuple[Activation | Formula, list[ir.Node]] | None:
+    """An activation of `value` and its nodes: one node, or several that read it, such as x * sigmoid(x)."""
     users = _only_users(value, 1)
     if users is not None:
         simple = _simple(users[0], value)
         return None if simple is None else (simple, users)
-    users = _only_users(value, 2)
-    if users is None:
-        return None
-    gates = [u for u in users if u.op_type in ("Sigmoid", "HardSigmoid") and u.domain == ""]
-    products = [u for u in users if u.op_type == "Mul" and u.domain == ""]
-    if len(gates) != 1 or len(products) != 1 or _only_users(gates[0].outputs[0], 1) != products:
-        return None
-    gate = _simple(gates[0], value)
-    if gate is not None and gate.name == "sigmoid":
-        return Activation("swish"), [gates[0], products[0]]
-    if gate == Activation("hard-sigmoid", a=1 / 6, b=0.5):
-        return Activation("hard-swish"), [gates[0], products[0]]
-    return None
+    return region(value, _simple)
 
 
 def _simple(node: ir.Node, value: ir.Value) -> Activation | None:
@@ -154,3 +151,19 @@ def _addition(value: ir.Value, node: ir.Node, position: dict[ir.Node, int], take
     if producer is not None and position.get(producer, -1) > position[node]:
         return None
     return add
+
+
+def _bias(node: ir.Node) -> np.ndarray[Any, Any] | None:
+    """The constant that the only user of a MatMul adds along the last axis."""
+    value = node.outputs[0]
+    users = _only_users(value, 1)
+    if node.op_type != "MatMul" or users is None or users[0].op_type != "Add" or users[0].domain != "":
+        return None
+    others = [constant_array(v) for v in users[0].inputs if v is not value]
+    array = others[0] if others else None
+    columns = None if value.shape is None else value.shape[-1]
+    if array is None or not isinstance(columns, int) or users[0].outputs[0].shape != value.shape:
+        return None
+    if array.size not in (1, columns) or (array.size > 1 and array.shape[-1] != columns):
+        return None
+    return np.broadcast_to(array.reshape(-1), (columns,)).astype(np.float32)

@@ -1,0 +1,130 @@
+"""What transformers are made of, against onnxruntime over generated shapes: GELU as exporters write it, biases."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from graphopt import oracle
+from graphopt.base import Context
+from graphopt.graph import normalise
+from graphopt.targets.llvm import Llvm
+from graphopt.targets.llvm.cpu import resolve
+from graphopt.targets.llvm.plan import plan
+from graphopt.targets.lowering.canonical import canonicalise
+
+EXAMPLES = settings(
+    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+class Graph:
+    """Nodes one after the other; constants are arrays."""
+
+    def __init__(self, seed: int, **inputs: list[int | str]) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.inputs = {name: ir.val(name, ir.DataType.FLOAT, shape) for name, shape in inputs.items()}
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
+
+    def __getitem__(self, name: str) -> ir.Value:
+        return self.inputs[name]
+
+    def weights(self, *shape: int) -> np.ndarray:
+        return (self.rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+
+    def __call__(self, op: str, *operands: ir.Value | np.ndarray | float, **attributes) -> ir.Value:
+        values = [v if isinstance(v, ir.Value) else self.constant(v) for v in operands]
+        self.nodes.append(ir.node(op, values, attributes))
+        return self.nodes[-1].outputs[0]
+
+    def constant(self, array: np.ndarray | float) -> ir.Value:
+        array = np.asarray(array, np.float32) if not isinstance(array, np.ndarray) else array
+        name = f"c{len(self.constants)}"
+        tensor = ir.tensor(array, name=name)
+        self.constants.append(ir.val(name, tensor.dtype, list(array.shape), const_value=tensor))
+        return self.constants[-1]
+
+    def model(self, *outputs: ir.Value) -> ir.Model:
+        for value in outputs:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        graph = ir.Graph(
+            list(self.inputs.values()), outputs, nodes=self.nodes, initializers=self.constants,
+            opset_imports={"": 17}, name="g",
+        )  # fmt: skip
+        return normalise(ir.Model(graph, ir_version=8))
+
+
+def check(model: ir.Model, feeds: dict[str, np.ndarray], rtol: float, left: set[str] | None = None, mcpu="native"):
+    """The compiled model gives what onnxruntime gives, and after planning only operators in `left` are left."""
+    from graphopt.artifact import assemble
+
+    planned = canonicalise(model.clone())
+    plan(planned, resolve(mcpu), parallel=False)
+    others = {node.op_type for node in planned.graph} - {"CallPacked"}
+    assert left is None or others <= left, f"not taken by kernels: {others}"
+    program = Llvm(mcpu=mcpu, threads=1).build(model, Context())
+    with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
+        want, got = oracle.run(model, feeds), executable.run(feeds)
+    for name, expected in want.items():
+        error = np.abs(got[name] - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-30)
+        assert error <= rtol, f"{name} is off by {error:.2e}"
+
+
+def normal(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def gelu_erf(g: Graph, x: ir.Value) -> ir.Value:
+    return g("Mul", g("Mul", x, g("Add", g("Erf", g("Div", x, 2**0.5)), 1.0)), 0.5)
+
+
+def gelu_tanh(g: Graph, x: ir.Value) -> ir.Value:
+    cube = g("Mul", x, g("Mul", x, g("Mul", 0.044715, x)))
+    gate = g("Mul", 0.5, g("Add", 1.0, g("Tanh", g("Mul", 0.7978845608, g("Add", x, cube)))))
+    return g("Mul", x, gate)
+
+
+def gelu_pow(g: Graph, x: ir.Value) -> ir.Value:
+    inner = g("Add", x, g("Mul", g("Pow", x, 3.0), 0.044715))
+    return g("Mul", g("Mul", x, 0.5), g("Add", g("Tanh", g("Mul", inner, 0.7978845608)), 1.0))
+
+
+def softplus_like(g: Graph, x: ir.Value) -> ir.Value:
+    e = g("Exp", g("Neg", g("Abs", x)))
+    return g("Div", g("Add", g("Max", x, 0.0), g("Sqrt", e)), g("Add", g("Reciprocal", g("Add", e, 1.0)), 2.0))
+
+
+def swish(g: Graph, x: ir.Value) -> ir.Value:
+    return g("Mul", g("Sigmoid", g("Mul", x, 1.0)), x)
+
+
+FORMULAS = [gelu_erf, gelu_tanh, gelu_pow, softplus_like, swish]
+
+
+@EXAMPLES
+@given(st.integers(1, 40), st.integers(1, 80), st.sampled_from(FORMULAS), st.booleans(), st.booleans())
+def test_dense_layer_with_bias_residual_and_formula(rows: int, co: int, formula, bias: bool, residual: bool):
+    g = Graph(0, x=[1, rows, 24], r=[1, rows, co])
+    y = g("MatMul", g["x"], g.weights(24, co))
+    y = g("Add", normal(1, co), y) if bias else y
+    y = formula(g, g("Add", y, g["r"]) if residual else y)
+    check(g.model(y), {"x": normal(2, 1, rows, 24, scale=2.0), "r": normal(3, 1, rows, co)}, 1e-5, left=set())
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("mcpu", ["native", "x86-64-v3"])
+def test_formula_over_a_wide_range(formula, mcpu: str):
+    """An identity as the matrix product: the formula itself, from -30 to 30."""
+    g = Graph(0, x=[3, 21])
+    y = formula(g, g("MatMul", g["x"], np.eye(21, dtype=np.float32)))
+    check(g.model(y), {"x": np.linspace(-30, 30, 63, dtype=np.float32).reshape(3, 21)}, 1e-6, left=set(), mcpu=mcpu)
+
+
+def test_formula_stops_where_others_read():
+    """The inner sum is returned as well: what follows it is not the product's own."""
+    g = Graph(0, x=[3, 21])
+    x = g("MatMul", g["x"], g.weights(21, 21))
+    inner = g("Add", g("Erf", x), 1.0)
+    check(g.model(g("Mul", x, inner), inner), {"x": normal(1, 3, 21)}, 1e-5)

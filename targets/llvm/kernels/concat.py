@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels.emit import Isa, function, load, loop, pieces, store
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, store
 
 
 def make(
@@ -21,12 +22,10 @@ def make(
         with loop(f.product(rows), parallel=parallel) as row:
             start = 0
             for x, count in zip(inputs, channels, strict=True):
-                whole = count // isa.lanes
-                if whole:
-                    with loop(whole) as v:
-                        store(y, load(x, [row, v * isa.lanes], isa.lanes), [row, v * isa.lanes + start], isa.lanes)
-                for offset, width in pieces(count - whole * isa.lanes, isa.lanes):
-                    at = whole * isa.lanes + offset
-                    store(y, load(x, [row, at], width), [row, start + at], width)
+                runs(count, isa.lanes, _copy(x, y, row, start))
                 start += count
     return made[0]
+
+
+def _copy(x: Any, y: Any, row: Expr, start: int) -> Callable[[Expr, int], None]:
+    return lambda at, width: store(y, load(x, [row, at], width), [row, at + start], width)

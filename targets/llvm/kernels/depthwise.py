@@ -13,7 +13,7 @@ import numpy as np
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels.conv import Conv, row_range
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, pieces, registers, store
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, registers, runs, store
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 
@@ -30,14 +30,9 @@ def make(c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "dep
         b = f.argument("b", [c.ci])
         residual = f.argument("r", [c.n, c.oh, c.ow, c.co]) if epilogue.residual else None
         y = f.argument("y", [c.n, c.oh, c.ow, c.co])
-        whole = c.ci // isa.lanes
         with loop(f.dim(c.n) * c.oh, parallel=parallel) as p:
             row = _Row(c, isa, epilogue, x, w, b, residual, y, p // c.oh, p % c.oh)
-            if whole:
-                with loop(whole) as v:
-                    row.emit(v * isa.lanes, isa.lanes)
-            for start, width in pieces(c.ci - whole * isa.lanes, isa.lanes):
-                row.emit(whole * isa.lanes + start, width)
+            runs(c.ci, isa.lanes, row.emit)
     return made[0]
 
 

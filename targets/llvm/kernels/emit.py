@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -144,3 +144,13 @@ def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
         found.append((start, width))
         start += width
     return found
+
+
+def runs(count: int, lanes: int, body: Callable[[Expr, int], None]) -> None:
+    """``body(start, width)`` for all of `count` elements: a loop over whole vectors, then the rest in `pieces`."""
+    whole = count // lanes
+    if whole:
+        with loop(whole) as v:
+            body(v * lanes, lanes)
+    for start, width in pieces(count - whole * lanes, lanes):
+        body(whole * lanes + start, width)

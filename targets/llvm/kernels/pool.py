@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels.conv import Conv, row_range
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, pieces, registers, splat, store
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, registers, runs, splat, store
 
 LOWEST = -3.4028234663852886e38
 
@@ -18,7 +18,6 @@ def make(c: Conv, isa: Isa, maximum: bool, count_padding: bool, parallel: bool, 
     with function(name) as (f, made):
         x = f.argument("x", [c.n, c.h, c.w, c.ci])
         y = f.argument("y", [c.n, c.oh, c.ow, c.co])
-        whole = c.ci // isa.lanes
         with loop(f.dim(c.n) * c.oh, parallel=parallel) as p, loop(c.ow) as ow:
             n, oh = p // c.oh, p % c.oh
 
@@ -39,11 +38,7 @@ def make(c: Conv, isa: Isa, maximum: bool, count_padding: bool, parallel: bool, 
                     total = total / splat(tirx.Cast("float32", count) if isinstance(count, tirx.Expr) else count, lanes)
                 store(y, total, [n, oh, ow, channel], lanes)
 
-            if whole:
-                with loop(whole) as v:
-                    window(v * isa.lanes, isa.lanes)
-            for start, width in pieces(c.ci - whole * isa.lanes, isa.lanes):
-                window(whole * isa.lanes + start, width)
+            runs(c.ci, isa.lanes, window)
     return made[0]
 
 

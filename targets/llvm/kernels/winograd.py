@@ -11,6 +11,7 @@ against a few 1e-7 of the direct form.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from graphopt.targets.llvm.kernels.emit import (
     loop,
     prefetch,
     registers,
+    runs,
     scratch,
     splat,
     store,
@@ -88,10 +90,9 @@ F4 = Scheme(
 
 
 def applies(c: Conv, isa: Isa) -> bool:
-    """3x3, stride 1, one group, whole vectors of channels."""
+    """3x3, stride 1, one group, at least a vector of channels."""
     ones = c.strides == c.dilations == (1, 1)
-    whole = c.ci % isa.lanes == 0 and c.co % isa.lanes == 0
-    return c.kernel == (3, 3) and ones and c.group == 1 and whole and max(c.pads) <= 2
+    return c.kernel == (3, 3) and ones and c.group == 1 and min(c.ci, c.co) >= isa.lanes and max(c.pads) <= 2
 
 
 def best(c: Conv, isa: Isa) -> Scheme | None:
@@ -117,12 +118,14 @@ MEMORY = 9.0  # bytes a ns that one core of a server streams from memory
 
 
 def pack(weight: np.ndarray[Any, Any], lanes: int, scheme: Scheme = F4) -> np.ndarray[Any, Any]:
-    """[CO, CI, 3, 3] -> G g G^T as [(m+2)^2, blocks, CI, lanes], computed in float64."""
+    """[CO, CI, 3, 3] -> G g G^T as [(m+2)^2, blocks, CI, lanes], channels past CO zero; computed in float64."""
     co, ci = weight.shape[:2]
     g = np.array(scheme.g)
     u = np.einsum("ir,ocrs,js->ijco", g, weight.astype(np.float64), g, optimize=True)
-    packed = u.reshape(scheme.a**2, ci, co // lanes, lanes).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(packed, dtype=np.float32)
+    blocks = -(-co // lanes)
+    padded = np.zeros((scheme.a**2, ci, blocks * lanes), np.float32)
+    padded[:, :, :co] = u.reshape(scheme.a**2, ci, co)
+    return np.ascontiguousarray(padded.reshape(scheme.a**2, ci, blocks, lanes).transpose(0, 2, 1, 3))
 
 
 def make(
@@ -130,27 +133,25 @@ def make(
 ) -> tirx.PrimFunc:
     """``f(x, weights, bias[, residual], y)`` for packed weights and bias."""
     a2, across, tiles = scheme.a**2, -(-c.ow // scheme.m), scheme.tiles(c)
-    blocks, block = c.co // isa.lanes, _block(c, scheme)
-    shape = tile.choose(block, blocks, isa)
+    blocks, block = -(-c.co // isa.lanes), _block(c, scheme)
     with function(name) as (f, made):
         x = f.argument("x", [c.n, c.h, c.w, c.ci])
         w = f.argument("w", [a2, blocks, c.ci, isa.lanes])
-        b = f.argument("b", [c.co])
+        b = f.argument("b", [blocks * isa.lanes])
         residual = f.argument("r", [c.n, c.oh, c.ow, c.co]) if epilogue.residual else None
         y = f.argument("y", [c.n, c.oh, c.ow, c.co])
         per_image = -(-tiles // block)
         with loop(f.dim(c.n) * per_image, parallel=parallel) as p:
             n, first = p // per_image, p % per_image * block
             count = tirx.Min(tirx.IntImm("int64", block), tiles - first) if tiles % block else block
-            v, m = scratch([a2, _stride(block * c.ci)]), scratch([a2, _stride(block * c.co)])
+            v, m = scratch([a2, _stride(block * c.ci)]), scratch([a2, _stride(block * blocks * isa.lanes)])
+            steps = _Block(scheme, c, isa, epilogue, x, w, b, residual, y, v, m, n)
             with loop(count) as t:
-                at = (first + t) // across, (first + t) % across
-                _input_transform(scheme, c, isa, x, v, n, at, t)
+                steps.transform_input((first + t) // across, (first + t) % across, t)
             with loop(a2) as xi:
-                _products(scheme, isa, shape, block, c, v, w, m, xi)
+                steps.multiply(xi, block)
             with loop(count) as t:
-                at = (first + t) // across, (first + t) % across
-                _output_transform(scheme, c, isa, epilogue, m, b, residual, y, n, at, t)
+                steps.transform_output((first + t) // across, (first + t) % across, t)
     return made[0]
 
 
@@ -186,110 +187,121 @@ def _combine(coefficients: Sequence[int], values: Sequence[Expr], lanes: int) ->
     return total
 
 
-def _input_transform(
-    scheme: Scheme, c: Conv, isa: Isa, x: Any, v: Any, n: Expr, at: tuple[Expr, Expr], t: Expr
-) -> None:
-    lanes, a = isa.lanes, scheme.a
-    top, left = at[0] * scheme.m - c.pads[0], at[1] * scheme.m - c.pads[1]
-    inside = tirx.all(top >= 0, left >= 0, top + a <= c.h, left + a <= c.w)
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """The three steps over one block of tiles of image `n`; `v` and `m` hold transformed inputs and products."""
 
-    def transform(read: Callable[[int, int, Expr], Expr]) -> None:
-        with loop(c.ci // lanes) as k:
-            half = registers(a * a * lanes)
-            for j in range(a):
-                column = registers(a * lanes)
-                for i in range(a):
-                    store(column, read(i, j, k * lanes), [i * lanes], lanes)
-                values = [load(column, [i * lanes], lanes) for i in range(a)]
-                for i in range(a):
-                    store(half, _combine(scheme.bt[i], values, lanes), [(i * a + j) * lanes], lanes)
+    scheme: Scheme
+    c: Conv
+    isa: Isa
+    epilogue: Epilogue
+    x: Any
+    w: Any
+    b: Any
+    residual: Any
+    y: Any
+    v: Any
+    m: Any
+    n: Expr
+
+    @property
+    def width(self) -> int:
+        """Output channels, rounded up to whole vectors."""
+        return -(-self.c.co // self.isa.lanes) * self.isa.lanes
+
+    def transform_input(self, row: Expr, column: Expr, t: Expr) -> None:
+        """``v[:, t] = B^T d B`` for the tile in that row and column of tiles; outside the image d is zero."""
+        c, a = self.c, self.scheme.a
+        top, left = row * self.scheme.m - c.pads[0], column * self.scheme.m - c.pads[1]
+        inside = tirx.all(top >= 0, left >= 0, top + a <= c.h, left + a <= c.w)
+
+        def plain(i: int, j: int, k: Expr, lanes: int) -> Expr:
+            return load(self.x, [self.n, top + i, left + j, k], lanes)
+
+        def clipped(i: int, j: int, k: Expr, lanes: int) -> Expr:
+            exists = tirx.all(top + i >= 0, top + i < c.h, left + j >= 0, left + j < c.w)
+            return tirx.if_then_else(exists, plain(i, j, k, lanes), splat(0.0, lanes))
+
+        with when(inside):
+            runs(c.ci, self.isa.lanes, lambda k, lanes: self._input_run(plain, t, k, lanes))
+        with when(tirx.Not(inside)):
+            runs(c.ci, self.isa.lanes, lambda k, lanes: self._input_run(clipped, t, k, lanes))
+
+    def _input_run(self, read: Callable[[int, int, Expr, int], Expr], t: Expr, k: Expr, lanes: int) -> None:
+        a, bt = self.scheme.a, self.scheme.bt
+        half = registers(a * a * lanes)
+        for j in range(a):
+            values = _kept([read(i, j, k, lanes) for i in range(a)], lanes)
             for i in range(a):
-                values = [load(half, [(i * a + j) * lanes], lanes) for j in range(a)]
-                for j in range(a):
-                    store(v, _combine(scheme.bt[j], values, lanes), [i * a + j, t * c.ci + k * lanes], lanes)
+                store(half, _combine(bt[i], values, lanes), [(i * a + j) * lanes], lanes)
+        for i in range(a):
+            values = [load(half, [(i * a + j) * lanes], lanes) for j in range(a)]
+            for j in range(a):
+                store(self.v, _combine(bt[j], values, lanes), [i * a + j, t * self.c.ci + k], lanes)
 
-    def clipped(i: int, j: int, k: Expr) -> Expr:
-        row, column = top + i, left + j
-        exists = tirx.all(row >= 0, row < c.h, column >= 0, column < c.w)
-        return tirx.if_then_else(exists, load(x, [n, row, column, k], lanes), splat(0.0, lanes))
+    def multiply(self, xi: Expr, block: int) -> None:
+        """``m[xi] = v[xi] @ w[xi]``; rows past the last tile of a partial block are computed and not read."""
+        blocks = self.width // self.isa.lanes
+        shape = tile.choose(block, blocks, self.isa)
+        passes = block // shape.rows
+        ahead = tile.Ahead.of(shape.cols, passes, 4 * self.scheme.a**2 * self.c.ci * self.c.co) if passes else None
 
-    with when(inside):
-        transform(lambda i, j, k: load(x, [n, top + i, left + j, k], lanes))
-    with when(tirx.Not(inside)):
-        transform(clipped)
+        def columns(column: Expr, cols: int) -> None:
+            with loop(passes) as r:
+                following = ahead.columns(r) if ahead is not None and cols == shape.cols else []
+                self._product(xi, r * shape.rows, column, tile.Shape(shape.rows, cols), following)
+            if block % shape.rows:
+                last = block % shape.rows
+                self._product(xi, block - last, column, tile.Shape(last, cols), [])
 
+        with loop(blocks // shape.cols) as j:
+            columns(j * shape.cols, shape.cols)
+        if blocks % shape.cols:
+            columns(blocks - blocks % shape.cols, blocks % shape.cols)
 
-def _products(
-    scheme: Scheme, isa: Isa, shape: tile.Shape, block: int, c: Conv, v: Any, w: Any, m: Any, xi: Expr
-) -> None:
-    """``m[xi] = v[xi] @ w[xi]``, tile by tile; rows past the last tile of a partial block are computed and not read."""
-    blocks = c.co // isa.lanes
-
-    passes = block // shape.rows
-    ahead = tile.Ahead.of(shape.cols, passes, 4 * scheme.a**2 * c.ci * c.co) if passes else None
-
-    def one(row: Expr, column: Expr, size: tile.Shape, columns_ahead: list[Expr]) -> None:
-        acc = tile.Accumulators(size, isa)
-        with loop(c.ci) as k:
-            for j in columns_ahead:
-                prefetch(w, [xi, column + size.cols + j, k, 0])
+    def _product(self, xi: Expr, row: Expr, column: Expr, shape: tile.Shape, ahead: list[Expr]) -> None:
+        lanes = self.isa.lanes
+        acc = tile.Accumulators(shape, self.isa)
+        with loop(self.c.ci) as k:
+            for j in ahead:
+                prefetch(self.w, [xi, column + shape.cols + j, k, 0])
             acc.step(
-                range(size.rows),
-                lambda i: v[xi, (row + i) * c.ci + k],
-                lambda j: load(w, [xi, column + j, k, 0], isa.lanes),
+                range(shape.rows),
+                lambda i: self.v[xi, (row + i) * self.c.ci + k],
+                lambda j: load(self.w, [xi, column + j, k, 0], lanes),
             )
         acc.write(
-            [isa.lanes] * size.cols,
-            lambda i, j, offset: [xi, (row + i) * c.co + (column + j) * isa.lanes + offset],
-            lambda value, _at, _width: value,
-            m,
+            [lanes] * shape.cols,
+            lambda i, j, offset: [xi, (row + i) * self.width + (column + j) * lanes + offset],
+            lambda value, _place, _width: value,
+            self.m,
         )
 
-    def columns(column: Expr, cols: int) -> None:
-        with loop(block // shape.rows) as r:
-            following = ahead.columns(r) if ahead is not None and cols == shape.cols else []
-            one(r * shape.rows, column, tile.Shape(shape.rows, cols), following)
-        if block % shape.rows:
-            one(block - block % shape.rows, column, tile.Shape(block % shape.rows, cols), [])
+    def transform_output(self, row: Expr, column: Expr, t: Expr) -> None:
+        """``A^T m[:, t] A``, bias and epilogue, stored where the output has such rows and columns."""
+        runs(self.c.co, self.isa.lanes, lambda k, lanes: self._output_run(row, column, t, k, lanes))
 
-    with loop(blocks // shape.cols) as j:
-        columns(j * shape.cols, shape.cols)
-    if blocks % shape.cols:
-        columns(blocks - blocks % shape.cols, blocks % shape.cols)
-
-
-def _output_transform(
-    scheme: Scheme,
-    c: Conv,
-    isa: Isa,
-    epilogue: Epilogue,
-    m: Any,
-    b: Any,
-    residual: Any,
-    y: Any,
-    n: Expr,
-    at: tuple[Expr, Expr],
-    t: Expr,
-) -> None:
-    lanes, a = isa.lanes, scheme.a
-    with loop(c.co // lanes) as k:
-        half = registers(scheme.m * a * lanes)
+    def _output_run(self, row: Expr, column: Expr, t: Expr, k: Expr, lanes: int) -> None:
+        c, size, a, at = self.c, self.scheme.m, self.scheme.a, self.scheme.at
+        half = registers(size * a * lanes)
         for j in range(a):
-            column = registers(a * lanes)
-            for i in range(a):
-                store(column, load(m, [i * a + j, t * c.co + k * lanes], lanes), [i * lanes], lanes)
-            values = [load(column, [i * lanes], lanes) for i in range(a)]
-            for i in range(scheme.m):
-                store(half, _combine(scheme.at[i], values, lanes), [(i * a + j) * lanes], lanes)
-        for i in range(scheme.m):
+            values = _kept([load(self.m, [i * a + j, t * self.width + k], lanes) for i in range(a)], lanes)
+            for i in range(size):
+                store(half, _combine(at[i], values, lanes), [(i * a + j) * lanes], lanes)
+        for i in range(size):
             values = [load(half, [(i * a + j) * lanes], lanes) for j in range(a)]
-            for j in range(scheme.m):
-                row, column = at[0] * scheme.m + i, at[1] * scheme.m + j
-                value = _combine(scheme.at[j], values, lanes) + load(b, [k * lanes], lanes)
-                indices = [n, row, column, k * lanes]
-                conditions = [row < c.oh] * (i > (c.oh - 1) % scheme.m) + [column < c.ow] * (j > (c.ow - 1) % scheme.m)
-                if conditions:
-                    with when(tirx.all(*conditions)):
-                        store(y, epilogue.finish(residual, value, indices, lanes), indices, lanes)
-                else:
-                    store(y, epilogue.finish(residual, value, indices, lanes), indices, lanes)
+            for j in range(size):
+                y, x = row * size + i, column * size + j
+                exists = [y < c.oh] * (i > (c.oh - 1) % size) + [x < c.ow] * (j > (c.ow - 1) % size)
+                with when(tirx.all(*exists)) if exists else contextlib.nullcontext():
+                    place = [self.n, y, x, k]
+                    value = _combine(at[j], values, lanes) + load(self.b, [k], lanes)
+                    store(self.y, self.epilogue.finish(self.residual, value, place, lanes), place, lanes)
+
+
+def _kept(values: list[Expr], lanes: int) -> list[Expr]:
+    """The values computed once and kept in registers."""
+    array = registers(len(values) * lanes)
+    for i, value in enumerate(values):
+        store(array, value, [i * lanes], lanes)
+    return [load(array, [i * lanes], lanes) for i in range(len(values))]

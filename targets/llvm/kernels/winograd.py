@@ -37,84 +37,10 @@ from graphopt.targets.llvm.kernels.emit import (
     when,
 )
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
+from graphopt.targets.llvm.kernels.winograd_scheme import F4, Scheme
 
 CACHE = 3 << 19  # bytes of L2 for a block's transformed inputs and products
 RESIDENT = 1 << 20  # bytes of transformed weights that stay in L2 from block to block
-
-
-@dataclasses.dataclass(frozen=True)
-class Scheme:
-    """F(m x m, 3x3): the matrices of the formula above; `a` is the size of an input tile."""
-
-    m: int
-    bt: tuple[tuple[int, ...], ...]
-    g: tuple[tuple[float, ...], ...]
-    at: tuple[tuple[int, ...], ...]
-
-    @property
-    def a(self) -> int:
-        """``m + 2``."""
-        return self.m + 2
-
-    def tiles(self, c: Conv) -> int:
-        """Tiles of an image."""
-        return -(-c.oh // self.m) * -(-c.ow // self.m)
-
-
-F2 = Scheme(
-    2,
-    ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
-    ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
-    ((1, 1, 1, 0), (0, 1, -1, -1)),
-)
-F4 = Scheme(
-    4,
-    (
-        (4, 0, -5, 0, 1, 0),
-        (0, -4, -4, 1, 1, 0),
-        (0, 4, -4, -1, 1, 0),
-        (0, -2, -1, 2, 1, 0),
-        (0, 2, -1, -2, 1, 0),
-        (0, 4, 0, -5, 0, 1),
-    ),
-    (
-        (1 / 4, 0, 0),
-        (-1 / 6, -1 / 6, -1 / 6),
-        (-1 / 6, 1 / 6, -1 / 6),
-        (1 / 24, 1 / 12, 1 / 6),
-        (1 / 24, -1 / 12, 1 / 6),
-        (0, 0, 1),
-    ),
-    ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
-)
-
-
-def applies(c: Conv, isa: Isa) -> bool:
-    """3x3, stride 1, one group, at least a vector of channels."""
-    ones = c.strides == c.dilations == (1, 1)
-    return c.kernel == (3, 3) and ones and c.group == 1 and min(c.ci, c.co) >= isa.lanes and max(c.pads) <= 2
-
-
-def best(c: Conv, isa: Isa) -> Scheme | None:
-    """The scheme that is estimated to be fastest for a batch of one; None where the direct form is.
-
-    The model: multiply-adds at the rates that the kernels reach, or the weights at the speed of memory (transformed
-    ones are 4 or 1.8 times larger), whichever takes longer, and the transforms.
-    """
-    if not applies(c, isa):
-        return None
-    flops = isa.lanes * 12.0  # a ns: two FMA units at 3 GHz
-    direct = max(c.oh * c.ow * 9 * c.ci * c.co * 2 / (flops * 0.95), 36 * c.ci * c.co / MEMORY)
-    estimates: dict[Scheme | None, float] = {None: direct}
-    for scheme in (F2, F4):
-        tiles, products = scheme.tiles(c), scheme.a**2
-        compute = tiles * products * c.ci * c.co * 2 / (flops * 0.85)
-        transforms = tiles * products * (c.ci + c.co) * 0.13
-        estimates[scheme] = max(compute, products * 4 * c.ci * c.co / MEMORY) + transforms
-    return min(estimates, key=lambda scheme: estimates[scheme])
-
-
-MEMORY = 9.0  # bytes a ns that one core of a server streams from memory
 
 
 def pack(weight: np.ndarray[Any, Any], lanes: int, scheme: Scheme = F4) -> np.ndarray[Any, Any]:

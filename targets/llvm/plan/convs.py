@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
-from graphopt.targets.llvm.kernels import conv, depthwise, gemm, winograd
+from graphopt.targets.llvm.kernels import conv, depthwise, gemm, winograd, winograd_scheme
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.plan.epilogues import Tail
 from graphopt.targets.llvm.plan.kernels import Kernels, call
@@ -71,7 +71,7 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     b = None if bias is None else constant_array(bias)
     hint = f"{weight.name}_packed"
     group, lanes = c.group, isa.lanes
-    scheme = winograd.best(c, isa)
+    scheme = winograd_scheme.best(c, isa)
 
     def padded_bias() -> ir.Value:
         key = ("bias", bias, c.co, lanes, group)

@@ -30,6 +30,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     for node in nodes:
         twins.at = node
         found = tails.get(node)
+        twins.replaced = (node,) if found is None else found.nodes
         if found is not None:
             _emit(found, kernels, twins)
         elif node not in taken and not through.emit(node, kernels, twins):

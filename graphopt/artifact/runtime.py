@@ -169,10 +169,6 @@ class Session:
             raise DataError(f"the compiled program refused its inputs: {_paragraph(error)}.") from error
         return [_array(item) for item in _leaves(result)]
 
-    def instrument(self, around: Callable[..., None] | None) -> None:
-        """From now on call ``around(function, name, before, result, *arguments)`` before and after each function."""
-        self._machine["set_instrument"](around)
-
     def _place(self, array: Array) -> Any:
         tensor = to_tensor(array)
         return tensor if self._device is None else _copy(tensor, self._device)

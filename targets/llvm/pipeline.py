@@ -12,24 +12,22 @@ from graphopt.errors import LoweringError
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.schedule import schedule_module
 from graphopt.targets.lowering.identities import exact_identities
-from graphopt.targets.lowering.lower import Lowered
-from graphopt.targets.lowering.origins import Origin, origins_of_functions
 
 
 def compile_module(
-    lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool
-) -> tuple[tvm.runtime.Executable, list[str], dict[str, Origin]]:
-    """Compile the module for `cpu`: operators to loops, loops fused, scheduled, and turned into machine code.
+    module: tvm.IRModule, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool
+) -> tuple[tvm.runtime.Executable, list[str]]:
+    """Compile `module` for `cpu`: operators to loops, loops fused, scheduled, and turned into machine code.
 
     `kernels` are the functions that the module calls by symbol; they are compiled as they are.
 
-    Returns the executable, the names of the kernels that no schedule applied to, and what each kernel computes.
+    Returns the executable, and the names of the kernels that no schedule applied to.
 
     Raises:
         LoweringError: TVM gave up.
     """
     target = cpu.tvm_target()
-    fuse = tvm.transform.Sequential(
+    to_kernels = tvm.transform.Sequential(
         [
             transform.DecomposeOpsForInference(),
             transform.CanonicalizeBindings(),
@@ -40,17 +38,16 @@ def compile_module(
             transform.AnnotateTIROpPattern(),
             transform.FoldConstant(),
             transform.FuseOps(),
+            transform.FuseTIR(),
+            transform.DeadCodeElimination(),
         ]
     )
-    to_kernels = tvm.transform.Sequential([transform.FuseTIR(), transform.DeadCodeElimination()])
     try:
         with target:
-            fused = fuse(lowered.module)
-            origins = origins_of_functions(fused, lowered.sources)
-            scheduled, unscheduled = schedule_module(exact_identities(to_kernels(fused)), cpu, parallel)
+            scheduled, unscheduled = schedule_module(exact_identities(to_kernels(module)), cpu, parallel)
             for symbol, kernel in kernels.items():
                 scheduled[symbol] = kernel.with_attr("global_symbol", symbol)
-            return relax.build(scheduled, target, relax_pipeline=_to_virtual_machine()), unscheduled, origins
+            return relax.build(scheduled, target, relax_pipeline=_to_virtual_machine()), unscheduled
     except Exception as error:  # whatever TVM raises here, from its C++ or its Python
         reason = " ".join(str(error).split())[-300:] or type(error).__name__
         raise LoweringError(

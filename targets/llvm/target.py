@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,20 +44,14 @@ class Llvm(Target):
         parallel = self.threads != 1
         kernels: dict[str, tirx.PrimFunc] = {}
         lowered = lower(model, lambda canonical: kernels.update(plan(canonical, cpu, parallel)))
-        executable, unscheduled, origins = compile_module(lowered, kernels, cpu, parallel)
+        executable, unscheduled = compile_module(lowered.module, kernels, cpu, parallel)
         return Program(
             library=to_library(executable, cpu.triple),
             weights=lowered.weights,
             inputs=lowered.inputs,
             outputs=lowered.outputs,
             cpu_features=sorted(cpu.features),
-            report={
-                "cpu": cpu.mcpu,
-                "triple": cpu.triple,
-                "threads": self.threads,
-                "unscheduled": unscheduled,
-                "kernels": {name: dataclasses.asdict(origin) for name, origin in origins.items()},
-            },
+            report={"cpu": cpu.mcpu, "triple": cpu.triple, "threads": self.threads, "unscheduled": unscheduled},
         )
 
     @classmethod

@@ -128,3 +128,78 @@ def test_formula_stops_where_others_read():
     x = g("MatMul", g["x"], g.weights(21, 21))
     inner = g("Add", g("Erf", x), 1.0)
     check(g.model(g("Mul", x, inner), inner), {"x": normal(1, 3, 21)}, 1e-5)
+
+
+@EXAMPLES
+@given(st.integers(1, 300), st.integers(1, 5), st.sampled_from(["native", "x86-64-v3"]))
+def test_softmax(size: int, rows: int, mcpu: str):
+    g = Graph(0, x=[2, rows, size])
+    check(g.model(g("Softmax", g["x"], axis=-1)), {"x": normal(1, 2, rows, size, scale=10.0)}, 1e-6, set(), mcpu)
+
+
+@EXAMPLES
+@given(st.integers(2, 300), st.integers(1, 5), st.sampled_from(["native", "x86-64-v3"]))
+def test_layer_normalization(size: int, rows: int, mcpu: str):
+    g = Graph(0, x=[2, "N", size])
+    y = g("LayerNormalization", g["x"], normal(1, size), normal(2, size), axis=-1, epsilon=1e-5)
+    check(g.model(y), {"x": normal(3, 2, rows, size) + 5}, 1e-5, set(), mcpu)
+
+
+def attention_graph(n, heads, tq, tk, dk, dv, mask, joined: bool, scale: str) -> Graph:
+    """softmax(scale Q K' + mask) V; `joined` heads are [N, T, H * D] before and after, as exporters have them."""
+    if joined:
+        g = Graph(0, q=[n, tq, heads * dk], k=[n, tk, heads * dk], v=[n, tk, heads * dv])
+        turn = [("q", dk, [0, 2, 1, 3]), ("k", dk, [0, 2, 3, 1]), ("v", dv, [0, 2, 1, 3])]
+        q, k, v = (
+            g("Transpose", g("Reshape", g[name], np.array([0, 0, heads, d], np.int64)), perm=perm)
+            for name, d, perm in turn
+        )
+    else:
+        g = Graph(0, q=[n, heads, tq, dk], k=[n, heads, tk, dk], v=[n, heads, tk, dv])
+        q, k, v = g["q"], g("Transpose", g["k"], perm=[0, 1, 3, 2]), g["v"]
+    if scale == "before":
+        q = g("Mul", q, dk**-0.5)
+    s = g("MatMul", q, k)
+    if scale == "after":
+        s = g("Div", s, dk**0.5)
+    if mask is not None:
+        g.inputs["mask"] = ir.val("mask", ir.DataType.FLOAT, mask)
+        s = g("Add", s, g["mask"])
+    y = g("MatMul", g("Softmax", s, axis=-1), v)
+    if joined:
+        y = g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), np.array([0, 0, heads * dv], np.int64))
+    g.output = y
+    return g
+
+
+def attention_feeds(g: Graph, **sizes: int) -> dict[str, np.ndarray]:
+    shapes = {name: [sizes.get(str(d), d) for d in v.shape] for name, v in g.inputs.items()}
+    feeds = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    if "mask" in feeds:
+        feeds["mask"] = np.where(feeds["mask"] > 0.7, -1e9, feeds["mask"]).astype(np.float32)
+    return feeds
+
+
+SIZES = st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 45)] * 2, *[st.integers(1, 40)] * 2)
+
+
+@EXAMPLES
+@given(
+    SIZES, st.sampled_from(["", "keys", "full", "heads"]), st.booleans(), st.sampled_from(["", "before", "after"]),
+    st.sampled_from(["native", "x86-64-v3"]),
+)  # fmt: skip
+def test_attention(sizes, masked: str, joined: bool, scale: str, mcpu: str):
+    n, heads, tq, tk, dk, dv = sizes
+    tk += 1
+    mask = {"": None, "keys": [n, 1, 1, tk], "full": [1, 1, tq, tk], "heads": [n, heads, tq, tk]}[masked]
+    g = attention_graph(n, heads, tq, tk, dk, dv, mask, joined, scale)
+    left = {"Reshape", "Mul"} if joined else {"Mul"}
+    check(g.model(g.output), attention_feeds(g), 1e-5, left, mcpu)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_any_batch_and_length(masked: bool):
+    g = attention_graph("N", 3, "T", "T", 12, 20, ["N", 1, 1, "T"] if masked else None, True, "after")
+    model = g.model(g.output)
+    for n, t in ((1, 1), (2, 37), (3, 64)):
+        check(model, attention_feeds(g, N=n, T=t), 1e-5, {"Reshape"})

@@ -122,7 +122,7 @@ def registers(elements: int) -> Any:
     return T.alloc_buffer((elements,), "float32", scope="local")
 
 
-def scratch(shape: Sequence[int]) -> Any:
+def scratch(shape: Sequence[Expr]) -> Any:
     """A float32 workspace, allocated by the runtime for each call (each thread's own inside a parallel loop)."""
     return T.alloc_buffer(tuple(map(i64, shape)), "float32", scope="global")
 

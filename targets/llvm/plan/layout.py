@@ -8,26 +8,23 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, fresh_name
-from graphopt.targets.lowering.origins import stands_for
 
 Dim = int | ir.SymbolicDim
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 class Twins:
-    """The twins known so far. `insert` puts a new node before the one that the walk is at, to stand for `replaced`."""
+    """The twins known so far. `insert` puts a new node before the one that the walk is at."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.at: ir.Node | None = None
-        self.replaced: tuple[ir.Node, ...] = ()
         self._last: dict[ir.Value, ir.Value] = {}
         self._only: set[ir.Value] = set()
         self._first: dict[ir.Value, ir.Value] = {}
 
     def insert(self, node: ir.Node) -> None:
         """Put `node` before the node the walk is at, or at the end."""
-        stands_for(node, self.replaced)
         if self.at is None:
             self.graph.append(node)
         else:

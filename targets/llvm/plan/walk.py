@@ -8,7 +8,7 @@ from tvm import tirx
 
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.kernels.emit import Isa
-from graphopt.targets.llvm.plan import convs, dense, through
+from graphopt.targets.llvm.plan import attention, convs, dense, rows, through
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, replace
@@ -26,14 +26,17 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     twins = Twins(graph)
     nodes = list(graph)
     position = {node: index for index, node in enumerate(nodes)}
-    tails, taken = _tails(nodes, position)
+    attentions = attention.find(nodes)
+    taken = {node for match in attentions.values() for node in match.nodes}
+    tails = _tails(nodes, position, taken)
     for node in nodes:
         twins.at = node
         found = tails.get(node)
-        twins.replaced = (node,) if found is None else found.nodes
         if found is not None:
             _emit(found, kernels, twins)
-        elif node not in taken and not through.emit(node, kernels, twins):
+        elif node in attentions:
+            attention.emit(attentions[node], kernels, twins)
+        elif node not in taken and not (through.emit(node, kernels, twins) or rows.emit(node, kernels, twins)):
             for value in node.inputs:
                 if value is not None:
                     twins.first(value)
@@ -46,17 +49,16 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     return kernels.functions
 
 
-def _tails(nodes: list[ir.Node], position: dict[ir.Node, int]) -> tuple[dict[ir.Node, Tail], set[ir.Node]]:
-    """The tail that ends at a node, and all nodes in some tail. Later convolutions choose first."""
+def _tails(nodes: list[ir.Node], position: dict[ir.Node, int], taken: set[ir.Node]) -> dict[ir.Node, Tail]:
+    """The tail that ends at a node; their nodes are added to those `taken`. Later convolutions choose first."""
     tails: dict[ir.Node, Tail] = {}
-    taken: set[ir.Node] = set()
     for node in reversed(nodes):
         if convs.problem(node) is None and dense.problem(node) is None:
             continue
         found = tail(node, position, taken)
         tails[found.last] = found
         taken.update(found.nodes)
-    return tails, taken
+    return tails
 
 
 def _emit(found: Tail, kernels: Kernels, twins: Twins) -> None:

@@ -22,9 +22,9 @@ def fit(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> list[Array]:
     Raises:
         DataError: names the input, what was expected and what came.
     """
-    names = [spec.name for spec in inputs]
-    unknown, missing = [n for n in feeds if n not in names], [n for n in names if n not in feeds]
-    if unknown or missing:
+    if len(feeds) != len(inputs) or any(spec.name not in feeds for spec in inputs):
+        names = [spec.name for spec in inputs]
+        unknown, missing = [n for n in feeds if n not in names], [n for n in names if n not in feeds]
         wrong = [f"missing {', '.join(map(repr, missing))}"] * bool(missing)
         wrong += [f"unknown {', '.join(map(repr, unknown))}"] * bool(unknown)
         expected = ", ".join(f"{spec.name!r} ({spec})" for spec in inputs) or "none"
@@ -44,13 +44,14 @@ def _fit(spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]) -> Arr
         return array
     if array.ndim != len(spec.shape):
         raise _wrong(spec, array, f"it must have {len(spec.shape)} dimensions, not {array.ndim}")
-    for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
-        if isinstance(dim, int) and size != dim:
-            raise _wrong(spec, array, f"dimension {axis} must be {dim}, not {size}")
+    for axis, dim in enumerate(spec.shape):
+        size = array.shape[axis]
         if isinstance(dim, str):
             known, where = sizes.setdefault(dim, (size, spec.name))
             if size != known:
                 raise _wrong(spec, array, f"dimension {axis} is {size} where {dim} is already {known} (in {where!r})")
+        elif dim is not None and size != dim:
+            raise _wrong(spec, array, f"dimension {axis} must be {dim}, not {size}")
     return array
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from graphopt.artifact.checks import fit
 from graphopt.artifact.host import check_host
-from graphopt.artifact.manifest import TensorSpec, dtype_of
+from graphopt.artifact.manifest import dtype_of
 from graphopt.artifact.reading import Artifact, open_file
 from graphopt.artifact.runtime import Session
 from graphopt.errors import ArtifactError
@@ -57,6 +57,7 @@ class Executable(Artifact):
         session = Session(self.library, self.manifest.device, self.manifest.entry, threads)
         session.set_weights(list(self.weights.values()))
         self._session: Session | None = session
+        self._results = [(spec.name, dtype_of(spec.dtype)) for spec in self.outputs]
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
@@ -70,7 +71,9 @@ class Executable(Artifact):
             if self._session is None:
                 raise ArtifactError(f"{self.name} was closed: load it again.")
             results = self._session(arrays)
-        return {spec.name: _cast(result, spec) for spec, result in zip(self.outputs, results, strict=True)}
+        return {
+            name: result.astype(dtype, copy=False) for (name, dtype), result in zip(self._results, results, strict=True)
+        }
 
     def __call__(self, *arrays: Any) -> Any:
         """Run on positional arrays; gives the array where there is one output, else a tuple of them."""
@@ -94,7 +97,3 @@ class Executable(Artifact):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _cast(result: Array, spec: TensorSpec) -> Array:
-    return result.astype(dtype_of(spec.dtype), copy=False)

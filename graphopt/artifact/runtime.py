@@ -34,6 +34,8 @@ Array = np.ndarray[Any, Any]
 
 _CPU, _CUDA, _POOLED = 1, 2, 2
 _BIG_CORES = 1
+_BOUND = "graphopt.bound"  # the entry with the weights in place
+SHAPES = 16  # different input shapes after which memory kept for them is given back
 _THREADS = threading.local()
 _NOT_IN_DLPACK = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
@@ -140,7 +142,10 @@ class Session:
             start_cuda()
         self.threads = check_threads(threads)
         self._device = tvm_ffi.device("cuda", 0) if device == "cuda" else None
+        self._name = entry
         self._weights: list[Any] = []
+        self._kept: dict[int, tuple[Array, Any]] = {}
+        self._shapes: set[tuple[int, tuple[int, ...]]] = set()
         try:
             with _compiler() if device == "cuda" else contextlib.nullcontext():
                 machine = _load_library(library)["vm_load_executable"]()
@@ -154,6 +159,8 @@ class Session:
     def set_weights(self, weights: Sequence[Array]) -> None:
         """Give the tensors that follow the inputs in every call; on the CPU they are used where they lie."""
         self._weights = [self._place(array) for array in weights]
+        self._machine["save_function"](self._name, _BOUND, True, *self._weights)
+        self._entry = self._machine[_BOUND]
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """Run once; every result is a fresh array.
@@ -162,12 +169,32 @@ class Session:
             DataError: the program refused the inputs' shapes.
         """
         limit_threads(self.threads)
-        tensors = [self._place(array) for array in inputs]
+        tensors = [self._input(index, array) for index, array in enumerate(inputs)]
         try:
-            result = self._entry(*tensors, *self._weights)
+            result = self._entry(*tensors)
         except (RuntimeError, ValueError, TypeError) as error:
             raise DataError(f"the compiled program refused its inputs: {_paragraph(error)}.") from error
         return [_array(item) for item in _leaves(result)]
+
+    def _input(self, index: int, array: Array) -> Any:
+        """The array as a tensor. On the CPU it is copied to a place kept for it: few arrays are aligned as needed."""
+        place, tensor = self._kept.get(index, (None, None))
+        if place is None or place.shape != array.shape or place.dtype != array.dtype:
+            self._meet(index, array.shape)
+            if self._device is not None or array.size == 0:
+                return self._place(array)
+            place = _aligned(array)
+            tensor = to_tensor(place)
+            self._kept[index] = place, tensor
+        np.copyto(place, array)
+        return tensor
+
+    def _meet(self, index: int, shape: tuple[int, ...]) -> None:
+        """TVM keeps freed memory by its exact size for later calls: let go of it once many shapes were met."""
+        self._shapes.add((index, shape))
+        if len(self._shapes) > SHAPES:
+            tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+            self._shapes.clear()
 
     def _place(self, array: Array) -> Any:
         tensor = to_tensor(array)
@@ -232,8 +259,11 @@ def _array(item: Any) -> Array:
         return np.array(list(item), np.int64)
     if not isinstance(item, tvm_ffi.Tensor):
         return np.asarray(item)
-    if item.device.dlpack_device_type() != _CPU:
-        item = _copy(item, tvm_ffi.device("cpu", 0))
+    try:
+        return np.array(np.from_dlpack(item))
+    except (BufferError, RuntimeError):  # it lies on a device, or numpy has no such type
+        if item.device.dlpack_device_type() != _CPU:
+            item = _copy(item, tvm_ffi.device("cpu", 0))
     dtype = str(item.dtype)
     if dtype not in _NOT_IN_DLPACK:
         return np.array(np.from_dlpack(item))

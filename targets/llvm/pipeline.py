@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import tvm
@@ -10,18 +11,24 @@ from tvm.relax import transform
 
 from graphopt.errors import LoweringError
 from graphopt.targets.llvm.cpu import Cpu
+from graphopt.targets.llvm.merge import merge_calls
 from graphopt.targets.llvm.schedule import schedule_module
 from graphopt.targets.lowering.identities import exact_identities
 
 
-def compile_module(
-    module: tvm.IRModule, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool
-) -> tuple[tvm.runtime.Executable, list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """An executable, the kernels that no schedule applied to, and the bytes of its workspaces (see `merge`)."""
+
+    executable: tvm.runtime.Executable
+    unscheduled: list[str]
+    workspaces: list[int | str]
+
+
+def compile_module(module: tvm.IRModule, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool) -> Compiled:
     """Compile `module` for `cpu`: operators to loops, loops fused, scheduled, and turned into machine code.
 
     `kernels` are the functions that the module calls by symbol; they are compiled as they are.
-
-    Returns the executable, and the names of the kernels that no schedule applied to.
 
     Raises:
         LoweringError: TVM gave up.
@@ -47,7 +54,10 @@ def compile_module(
             scheduled, unscheduled = schedule_module(exact_identities(to_kernels(module)), cpu, parallel)
             for symbol, kernel in kernels.items():
                 scheduled[symbol] = kernel.with_attr("global_symbol", symbol)
-            return relax.build(scheduled, target, relax_pipeline=_to_virtual_machine()), unscheduled
+            views = tvm.transform.Sequential([transform.RewriteDataflowReshape(), transform.ToNonDataflow()])
+            merged, workspaces = merge_calls(views(scheduled))
+            executable = relax.build(merged, target, relax_pipeline=_to_virtual_machine())
+            return Compiled(executable, unscheduled, workspaces)
     except Exception as error:  # whatever TVM raises here, from its C++ or its Python
         reason = " ".join(str(error).split())[-300:] or type(error).__name__
         raise LoweringError(
@@ -60,8 +70,6 @@ def _to_virtual_machine() -> tvm.transform.Pass:
     """Plan memory and lower what calls the kernels to the virtual machine's instructions."""
     return tvm.transform.Sequential(
         [
-            transform.RewriteDataflowReshape(),
-            transform.ToNonDataflow(),
             transform.RemovePurityChecking(),
             transform.CallTIRRewrite(),
             transform.StaticPlanBlockMemory(),

@@ -44,14 +44,20 @@ class Llvm(Target):
         parallel = self.threads != 1
         kernels: dict[str, tirx.PrimFunc] = {}
         lowered = lower(model, lambda canonical: kernels.update(plan(canonical, cpu, parallel)))
-        executable, unscheduled = compile_module(lowered.module, kernels, cpu, parallel)
+        compiled = compile_module(lowered.module, kernels, cpu, parallel)
         return Program(
-            library=to_library(executable, cpu.triple),
+            library=to_library(compiled.executable, cpu.triple),
             weights=lowered.weights,
             inputs=lowered.inputs,
             outputs=lowered.outputs,
             cpu_features=sorted(cpu.features),
-            report={"cpu": cpu.mcpu, "triple": cpu.triple, "threads": self.threads, "unscheduled": unscheduled},
+            report={
+                "cpu": cpu.mcpu,
+                "triple": cpu.triple,
+                "threads": self.threads,
+                "unscheduled": compiled.unscheduled,
+                "activation_bytes": compiled.workspaces,
+            },
         )
 
     @classmethod

@@ -159,8 +159,19 @@ class Session:
     def set_weights(self, weights: Sequence[Array]) -> None:
         """Give the tensors that follow the inputs in every call; on the CPU they are used where they lie."""
         self._weights = [self._place(array) for array in weights]
-        self._machine["save_function"](self._name, _BOUND, True, *self._weights)
-        self._entry = self._machine[_BOUND]
+        self._entry = self._bound(self._name)
+
+    def instrument(self, around: Callable[..., None] | None) -> None:
+        """From now on call ``around(function, name, before, result, *arguments)`` before and after each kernel."""
+        self._machine["set_instrument"](around)
+        by_kernel = f"{self._name}_by_kernel"
+        kept = around is not None and self._machine.implements_function(by_kernel)
+        self._entry = self._bound(by_kernel if kept else self._name)
+
+    def _bound(self, entry: str) -> Callable[..., Any]:
+        """The function `entry` with the weights in place."""
+        self._machine["save_function"](entry, _BOUND, True, *self._weights)
+        return self._machine[_BOUND]
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """Run once; every result is a fresh array.

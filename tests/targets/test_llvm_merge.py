@@ -136,4 +136,4 @@ def test_many_shapes_leave_no_memory_behind(tmp_path):
     before = resident()
     for n in range(1000, 9000, 40):
         loaded.run({"x": np.zeros((n, 64), np.float32)})
-    assert resident() - before < 150e6  # all 200 workspaces would be 400 MB
+    assert resident() - before < 300e6  # all 200 workspaces would be 500 MB, and the results half of that

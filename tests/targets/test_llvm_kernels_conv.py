@@ -86,3 +86,99 @@ def test_channel_arithmetic_goes_into_weights_and_scalars_into_epilogues():
         k=np.array(0.3, np.float32),
         **vectors,
     )
+
+
+def test_dense_block_reads_its_concatenations_without_writing_them():
+    """Concatenation of a concatenation, each through batch normalization and Relu: two passes, no copy."""
+    rng = np.random.default_rng(1)
+    vectors = {f"{name}{c}": rng.uniform(0.5, 2.0, c).astype(np.float32) for c in (23, 31) for name in "stmv"}
+    check(
+        """g (float[N,5,7,6] x, float[18,5,1,1] w, float[5,5,1,1] u, float[8,23,1,1] k, float[9,31,3,3] l,
+             float[23] s23, float[23] t23, float[23] m23, float[23] v23,
+             float[31] s31, float[31] t31, float[31] m31, float[31] v31) => (float[N,9,5,4] y) {
+            a = Conv(x, w)
+            b = Conv(x, u)
+            one = Concat<axis = 1>(a, b)
+            n = BatchNormalization(one, s23, t23, m23, v23)
+            r = Relu(n)
+            c = Conv(r, k)
+            two = Concat<axis = -3>(one, c)
+            o = BatchNormalization(two, s31, t31, m31, v31)
+            q = Relu(o)
+            y = Conv(q, l)
+        }""",
+        ["Transpose", "Transpose"],
+        w=weights(18, 5, 1, 1), u=weights(5, 5, 1, 1), k=weights(8, 23, 1, 1), l=weights(9, 31, 3, 3), **vectors,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mcpu", ["native", "x86-64-v3"])
+def test_squeeze_and_excite_and_spatial_gates(mcpu: str):
+    """A gate for each channel of each image, one for each position, a residual, and a value others read as well."""
+    check(
+        """g (float[2,5,7,6] x, float[20,5,3,3] w, float[20,20,1,1] s, float[1,20,1,1] p)
+            => (float[2,20,5,4] y, float[2,20,5,4] a) {
+            c = Conv(x, w)
+            a = Relu(c)
+            m = GlobalAveragePool(a)
+            d = Conv(m, s)
+            g = HardSigmoid(d)
+            e = Mul(a, g)
+            o = Conv(e, p)
+            h = Sigmoid(o)
+            f = Mul(h, e)
+            i = Sub(a, f)
+            y = Max(i, e)
+        }""",
+        ["Transpose", "Transpose", "Transpose"],
+        mcpu=mcpu,
+        w=weights(20, 5, 3, 3), s=weights(20, 20, 1, 1), p=weights(1, 20, 1, 1),
+    )  # fmt: skip
+
+
+def test_split_slice_and_concat_along_channels():
+    check(
+        """g (float[2,5,7,6] x, float[24,5,3,3] w, int64[2] sizes, int64[1] i, int64[1] j, int64[1] one,
+             float[3,18,1,1] k) => (float[2,3,5,4] y, float[2,4,5,4] z) {
+            c = Conv(x, w)
+            a, b = Split<axis = 1>(c, sizes)
+            t = Slice(b, i, j, one)
+            r = Relu(t)
+            u = Concat<axis = 1>(r, a, t)
+            y = Conv(u, k)
+            z = Slice(u, i, j, one, one)
+        }""",
+        w=weights(24, 5, 3, 3), sizes=np.array([10, 14]), i=np.array([-5]), j=np.array([-1]),
+        one=np.array([1]), k=weights(3, 18, 1, 1),
+    )  # fmt: skip
+
+
+LINES = {
+    "rank 3": ("float[2,5,40] x", "float[9,5,7] w", "float[9,1,3] v", "[2, 3]", "[2]", "float[2,9,17] y"),
+    "height 1":
+        ("float[2,5,1,40] x", "float[9,5,1,7] w", "float[9,1,1,3] v", "[0, 2, 0, 3]", "[1, 2]", "float[2,9,1,17] y"),
+    "width 1":
+        ("float[2,5,40,1] x", "float[9,5,7,1] w", "float[9,1,3,1] v", "[2, 0, 3, 0]", "[2, 1]", "float[2,9,17,1] y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_one_dimensional_convolutions(case: str):
+    """Convolution, depthwise convolution, pooling and arithmetic with a constant that differs along the line."""
+    x, w, v, pads, twos, y = LINES[case]
+    shape = [int(d) for d in w[w.index("[") + 1 : w.index("]")].split(",")]
+    deep = [int(d) for d in v[v.index("[") + 1 : v.index("]")].split(",")]
+    along = [1, *([39] if len(shape) == 3 else [1, 39] if case == "height 1" else [39, 1])]
+    check(
+        f"""g ({x}, {w}, {v}, float[{",".join(map(str, along))}] k) => ({y}) {{
+            a = Conv<pads = {pads}>(x, w)
+            b = Relu(a)
+            m = Mul(b, k)
+            d = Conv<group = 9, strides = {twos}>(m, v)
+            e = LeakyRelu(d)
+            p = MaxPool<kernel_shape = {twos}>(e)
+            y = AveragePool<kernel_shape = {twos}>(p)
+        }}""",
+        ["Mul", "Reshape", "Reshape", "Transpose", "Transpose"] if len(shape) == 3 else None,
+        w=weights(*shape), v=weights(*deep), k=weights(*along),
+    )  # fmt: skip

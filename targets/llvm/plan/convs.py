@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
@@ -9,35 +12,48 @@ from graphopt.targets.llvm.kernels import conv, depthwise, gemm, winograd, winog
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.plan.epilogues import Tail
 from graphopt.targets.llvm.plan.kernels import Kernels, call
-from graphopt.targets.llvm.plan.layout import Twins, image
+from graphopt.targets.llvm.plan.layout import Dim, Twins, image, is_turned
 
 
-def window(node: ir.Node, kernel: tuple[int, int]) -> Conv | None:
-    """The convolution or pooling window of `node`, first input to first output; None if it is not plain 2-d."""
-    x, y = image(node.inputs[0]), image(node.outputs[0])
-    if x is None or y is None:
+def window(node: ir.Node, kernel: Sequence[int]) -> Conv | None:
+    """The convolution or pooling window of `node` on twins, first input to first output; None if it has none.
+
+    `kernel` is the kernel's size along the axes of the ONNX value, one or two.
+    """
+    value, result = node.inputs[0], node.outputs[0]
+    x, y = image(value), image(result)
+    if value is None or x is None or y is None or value.shape is None or len(kernel) != len(value.shape) - 2:
         return None
-    strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
-    found = Conv(
-        x.batch, x.h, x.w, x.c, y.c, kernel, strides, dilations,
-        _pads(node, (x.h, x.w), kernel, strides, dilations),
-        node.attributes.get_int("group", 1),
-    )  # fmt: skip
-    return found if (found.oh, found.ow) == (y.h, y.w) else None
+    line, turned = len(kernel) == 1, is_turned(value)
 
+    def pair(sizes: Sequence[int], default: int) -> tuple[int, int]:
+        a, b = (default, sizes[0]) if line else sizes
+        return (b, a) if turned else (a, b)
 
-def _pair(node: ir.Node, name: str) -> tuple[int, int]:
-    a, b = node.attributes.get_ints(name, [1, 1])
-    return a, b
+    ones = [1] * len(kernel)
+    size = pair(kernel, 1)
+    strides = pair(node.attributes.get_ints("strides", ones), 1)
+    dilations = pair(node.attributes.get_ints("dilations", ones), 1)
+    given = node.attributes.get_ints("pads", [0] * 2 * len(kernel))
+    low, high = pair(given[: len(kernel)], 0), pair(given[len(kernel) :], 0)
+    pads = _pads(node, (*low, *high), (x.h, x.w), size, strides, dilations)
+    found = Conv(x.batch, x.h, x.w, x.c, y.c, size, strides, dilations, pads, node.attributes.get_int("group", 1))
+    out = (found.oh, found.ow)
+    as_ever = turned == is_turned(result) or y.h * y.w == 1
+    return found if (out == (y.h, y.w) and as_ever) or (not turned and is_turned(result) and out == (y.w, 1)) else None
 
 
 def _pads(
-    node: ir.Node, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], dilations: tuple[int, int]
+    node: ir.Node,
+    given: tuple[int, int, int, int],
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    dilations: tuple[int, int],
 ) -> tuple[int, int, int, int]:
     auto = node.attributes.get_string("auto_pad", "NOTSET")
     if auto in ("NOTSET", ""):
-        top, left, bottom, right = node.attributes.get_ints("pads", [0, 0, 0, 0])
-        return top, left, bottom, right
+        return given
     if auto == "VALID":
         return 0, 0, 0, 0
     low, high = [0, 0], [0, 0]
@@ -51,14 +67,24 @@ def _pads(
 
 
 def problem(node: ir.Node) -> Conv | None:
-    """The convolution that `node` is, if kernels cover it: 2-d, float32, constant weights and bias."""
+    """The convolution that `node` is, if kernels cover it: 1-d or 2-d, float32, constant weights and bias."""
     if node.op_type != "Conv" or node.domain != "" or len(node.inputs) < 2:
         return None
     weight = constant_array(node.inputs[1])
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if weight is None or weight.ndim != 4 or (bias is not None and constant_array(bias) is None):
+    if weight is None or weight.ndim not in (3, 4) or (bias is not None and constant_array(bias) is None):
         return None
-    return window(node, (weight.shape[2], weight.shape[3]))
+    return window(node, weight.shape[2:])
+
+
+def _oriented(node: ir.Node) -> np.ndarray:
+    """The weight of `node` as [CO, CI/group, KH, KW] on twins."""
+    w, x = constant_array(node.inputs[1]), node.inputs[0]
+    assert w is not None
+    assert x is not None
+    if w.ndim == 3:
+        return w[:, :, None, :]
+    return w.transpose(0, 1, 3, 2) if is_turned(x) else w
 
 
 def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
@@ -66,8 +92,7 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     node = tail.nodes[0]
     weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     assert weight is not None
-    w, isa, epilogue = constant_array(weight), kernels.isa, tail.epilogue
-    assert w is not None
+    w, isa, epilogue = _oriented(node), kernels.isa, tail.epilogue
     b = None if bias is None else constant_array(bias)
     hint = f"{weight.name}_packed"
     group, lanes = c.group, isa.lanes
@@ -105,12 +130,13 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
             ("direct", c, epilogue), "conv", lambda s: conv.direct(c, isa, epilogue, kernels.parallel, s)
         )
     x = node.inputs[0]
+    shape = image(node.outputs[0])
     assert x is not None
+    assert shape is not None
+    dims: list[Dim] = [shape.n, c.oh, c.ow, c.co]
     inputs = [twins.last(x), packed, shift]
     if tail.residual is not None:
-        inputs.append(twins.last(tail.residual))
-    shape = image(node.outputs[0])
-    assert shape is not None
-    called = call(symbol, inputs, shape.last, tail.last)
+        inputs.append(twins.shaped(twins.last(tail.residual), dims, tail.residual))
+    called = call(symbol, inputs, dims, tail.last)
     twins.insert(called)
-    twins.set(tail.value, called.outputs[0])
+    twins.set(tail.value, twins.shaped(called.outputs[0], shape.last, tail.value))

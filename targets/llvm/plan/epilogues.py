@@ -71,12 +71,12 @@ def activation_of(value: ir.Value) -> tuple[Activation | Formula, list[ir.Node]]
     """An activation of `value` and its nodes: one node, or several that read it, such as x * sigmoid(x)."""
     users = _only_users(value, 1)
     if users is not None:
-        simple = _simple(users[0], value)
-        return None if simple is None else (simple, users)
-    return region(value, _simple)
+        alone = simple(users[0], value)
+        return None if alone is None else (alone, users)
+    return region(value, simple)
 
 
-def _simple(node: ir.Node, value: ir.Value) -> Activation | None:
+def simple(node: ir.Node, value: ir.Value) -> Activation | None:
     """What `node` does to `value`, if that is an activation of it alone."""
     if node.domain != "" or (node.inputs[0] is not value and node.op_type not in ("Add", "Sub", "Mul")):
         return None

@@ -1,7 +1,12 @@
-"""Channels-last twins: for a value in ONNX's order (N, C, H, W) the value that holds the same as (N, H, W, C)."""
+"""Channels-last twins: for a value in ONNX's order (N, C, H, W) the value that holds the same as (N, H, W, C).
+
+Kernels tile along W. So what is long in one direction only lies along W: (N, C, L) and (N, C, L, 1) both have the twin
+(N, 1, L, C).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +18,27 @@ Dim = int | ir.SymbolicDim
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-class Twins:
-    """The twins known so far. `insert` puts a new node before the one that the walk is at."""
+class Part(NamedTuple):
+    """Channels [start, start + count) of a twin."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    twin: ir.Value
+    start: int
+    count: int
+
+
+class Twins:
+    """The twins known so far. `insert` puts a new node before the one that the walk is at.
+
+    A concatenation or slice along the channels is kept as the parts it consists of; `gather(value, parts)` makes the
+    twin of it when somebody needs it in one piece.
+    """
+
+    def __init__(self, graph: ir.Graph, gather: Callable[[ir.Value, Sequence[Part]], ir.Value]) -> None:
         self.graph = graph
         self.at: ir.Node | None = None
+        self._gather = gather
         self._last: dict[ir.Value, ir.Value] = {}
+        self._parts: dict[ir.Value, tuple[Part, ...]] = {}
         self._only: set[ir.Value] = set()
         self._first: dict[ir.Value, ir.Value] = {}
 
@@ -32,31 +51,47 @@ class Twins:
 
     def known(self, value: ir.Value | None) -> bool:
         """Whether `value` has a twin."""
-        return value in self._last
+        return value in self._last or value in self._parts
 
     def set(self, value: ir.Value, twin: ir.Value) -> None:
         """`twin` is what the graph computes from now on; `value` is made from it when somebody asks."""
         self._last[value] = twin
         self._only.add(value)
 
+    def set_parts(self, value: ir.Value, parts: Sequence[Part]) -> None:
+        """As `set`, for a twin that consists of these channels one after the other."""
+        self._parts[value] = tuple(parts)
+        self._only.add(value)
+
+    def parts(self, value: ir.Value) -> tuple[Part, ...]:
+        """What the twin of `value` consists of; itself if it is in one piece."""
+        if value in self._last or value not in self._parts:
+            shape = image(value)
+            assert shape is not None
+            return (Part(self.last(value), 0, shape.c),)
+        return self._parts[value]
+
     def last(self, value: ir.Value) -> ir.Value:
         """The twin of `value`, by a Transpose if there is none yet."""
         if value not in self._last:
-            self._last[value] = self._turn(value)
+            if value in self._parts:
+                self._last[value] = self._gather(value, self._parts[value])
+            else:
+                self._last[value] = self._turn(value)
         return self._last[value]
 
     def first(self, value: ir.Value) -> ir.Value:
         """What holds `value` in ONNX's order; if only its twin is computed, a new value takes its place for all."""
         if value not in self._only:
             return self._first.get(value, value)
+        twin, shape = self.last(value), image(value)
         self._only.remove(value)
-        twin = self._last[value]
-        shape = image(value)
-        if shape is not None and shape.h == shape.w == 1:
-            target = add_constant(self.graph, f"{value.name}_shape", np.array([0, shape.c, 1, 1], np.int64))
-            turned = self._new("Reshape", [twin, target], {}, value)
-        else:
-            turned = self._new("Transpose", [twin], {"perm": list(TO_FIRST)}, value)
+        assert shape is not None
+        assert value.shape is not None
+        turned = twin
+        if shape.c > 1 and shape.h * shape.w > 1:
+            turned = self.new("Transpose", [twin], shape.first, {"perm": list(TO_FIRST)}, value)
+        turned = self.shaped(turned, list(value.shape), value)
         replace(value, turned)
         self._last[turned], self._first[value] = twin, turned
         return turned
@@ -64,15 +99,24 @@ class Twins:
     def _turn(self, value: ir.Value) -> ir.Value:
         shape = image(value)
         assert shape is not None
-        output = ir.val(fresh_name(self.graph, f"{value.name}_last"), value.dtype, ir.Shape(shape.last))
-        name = fresh_name(self.graph, f"{value.name}_to_last")
-        node = ir.node("Transpose", [value], {"perm": list(TO_LAST)}, outputs=[output], name=name)
-        self.insert(node)
-        return output
+        if shape.c == 1 or shape.h * shape.w == 1:
+            return self.shaped(value, shape.last, value)
+        value = self.shaped(value, shape.first, value)
+        return self.new("Transpose", [value], shape.last, {"perm": list(TO_LAST)}, value)
 
-    def _new(self, op: str, inputs: list[ir.Value], attributes: dict[str, list[int]], like: ir.Value) -> ir.Value:
-        output = ir.val(fresh_name(self.graph, f"{like.name}_first"), like.dtype, like.shape)
-        node = ir.node(op, inputs, attributes, outputs=[output], name=fresh_name(self.graph, f"{like.name}_to_first"))
+    def shaped(self, value: ir.Value, dims: Sequence[Dim], like: ir.Value) -> ir.Value:
+        """`value` with other dimensions after the batch, by a Reshape where they differ."""
+        if value.shape is not None and list(value.shape) == list(dims):
+            return value
+        target = add_constant(self.graph, f"{like.name}_shape", np.array([0, *dims[1:]], np.int64))
+        return self.new("Reshape", [value, target], dims, {}, like)
+
+    def new(
+        self, op: str, inputs: list[ir.Value], dims: Sequence[Dim], attributes: dict[str, list[int]], like: ir.Value
+    ) -> ir.Value:
+        """The output, of dimensions `dims`, of a new node put here; named after `like`."""
+        output = ir.val(fresh_name(self.graph, f"{like.name}_turned"), like.dtype, ir.Shape(dims))
+        node = ir.node(op, inputs, attributes, outputs=[output], name=fresh_name(self.graph, f"{like.name}_turn"))
         self.insert(node)
         return output
 
@@ -85,7 +129,7 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 
 
 class Image(NamedTuple):
-    """A shape (N, C, H, W) of which all but the batch are numbers."""
+    """The shape of a value as kernels see it; all but the batch are numbers."""
 
     n: Dim
     c: int
@@ -98,14 +142,45 @@ class Image(NamedTuple):
         return [self.n, self.h, self.w, self.c]
 
     @property
+    def first(self) -> list[Dim]:
+        """(N, C, H, W)."""
+        return [self.n, self.c, self.h, self.w]
+
+    @property
     def batch(self) -> int | str:
         """The batch as the kernels take it: a number, or the name of a symbol."""
         return self.n if isinstance(self.n, int) else "n"
 
 
 def image(value: ir.Value | None) -> Image | None:
-    """The shape of a float32 value of rank 4 with a known image size, else None."""
-    if value is None or value.shape is None or len(value.shape) != 4 or value.dtype != ir.DataType.FLOAT:
+    """The shape of a float32 value (N, C, H, W) or (N, C, L) of which all but the batch is known, else None."""
+    if value is None or value.shape is None or value.dtype != ir.DataType.FLOAT:
         return None
-    n, c, h, w = value.shape
-    return Image(n, c, h, w) if isinstance(c, int) and isinstance(h, int) and isinstance(w, int) else None
+    n, *known = value.shape
+    sizes = [d for d in known if isinstance(d, int) and d > 0]
+    if len(sizes) != len(known) or n == 0:
+        return None
+    match sizes:
+        case [c, length] | [c, length, 1]:
+            return Image(n, c, 1, length)
+        case [c, h, w]:
+            return Image(n, c, h, w)
+        case _:
+            return None
+
+
+def is_turned(value: ir.Value) -> bool:
+    """Whether rows of `value` (N, C, H, 1) are columns of its twin."""
+    return value.shape is not None and len(value.shape) == 4 and value.shape[3] == 1 and value.shape[2] != 1
+
+
+def constant_to_last(array: np.ndarray, like: ir.Value) -> np.ndarray:
+    """A constant that broadcasts against `like`, as (N, H, W, C) that broadcasts against its twin."""
+    assert like.shape is not None
+    rank = len(like.shape)
+    full = array.reshape((1,) * (rank - array.ndim) + array.shape)
+    if rank == 3:
+        full = full[:, :, None, :]
+    elif is_turned(like):
+        full = full.transpose(0, 1, 3, 2)
+    return full.transpose(0, 2, 3, 1)

@@ -5,40 +5,45 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, constant_array, fresh_name
-from graphopt.targets.llvm.kernels import concat, pool
+from graphopt.targets.llvm.kernels import pool
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.plan.convs import window
 from graphopt.targets.llvm.plan.kernels import Kernels, call
-from graphopt.targets.llvm.plan.layout import Image, Twins, image
+from graphopt.targets.llvm.plan.layout import Part, Twins, constant_to_last, image, is_turned
 
 UNARY = frozenset(
     {"Abs", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu"}
     | {"Log", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh"}
 )
-BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu", "Sum"})
+BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu"})
+POOLS = frozenset({"MaxPool", "AveragePool"})
+KEEPING = UNARY | BINARY | {"Concat", "Split", "Slice", "GlobalAveragePool"}
+"""Operators whose results are channels-last if their inputs are (mostly: shapes have a say)."""
 
 
 def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
     """Compute `node` channels-last if that fits it; says whether it did."""
-    if node.domain != "" or len(node.outputs) != 1 or image(node.outputs[0]) is None:
+    if node.domain != "" or not node.outputs or image(node.outputs[0]) is None:
         return False
-    if node.op_type in ("MaxPool", "AveragePool"):
+    if node.op_type in POOLS:
         return _pool(node, kernels, twins)
     if node.op_type == "GlobalAveragePool":
         return _global_average(node, kernels, twins)
     if not any(twins.known(v) for v in node.inputs):
         return False
-    if node.op_type == "Concat" and node.attributes.get_int("axis", 0) in (1, -3):
-        return _concat(node, kernels, twins)
+    rank = len(node.outputs[0].shape or ())
+    if node.op_type in ("Concat", "Split") and node.attributes.get_int("axis", 0) in (1, 1 - rank):
+        return _concat(node, twins) if node.op_type == "Concat" else _split(node, twins)
+    if node.op_type == "Slice":
+        return _slice(node, twins)
     if node.op_type in UNARY or node.op_type in BINARY:
         return _elementwise(node, twins)
     return False
 
 
 def _pool(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
-    shape = node.attributes.get_ints("kernel_shape", [])
-    c = window(node, (shape[0], shape[1])) if len(shape) == 2 else None
-    if c is None or node.attributes.get_int("ceil_mode", 0):
+    c = window(node, node.attributes.get_ints("kernel_shape", []))
+    if c is None or len(node.outputs) > 1 or node.attributes.get_int("ceil_mode", 0):
         return False
     _call_pool(node, c, node.attributes.get_int("count_include_pad", 0) == 1, kernels, twins)
     return True
@@ -62,56 +67,85 @@ def _call_pool(node: ir.Node, c: Conv, count_padding: bool, kernels: Kernels, tw
     x, shape = node.inputs[0], image(node.outputs[0])
     assert x is not None
     assert shape is not None
-    called = call(symbol, [twins.last(x)], shape.last, node)
+    called = call(symbol, [twins.last(x)], [shape.n, c.oh, c.ow, c.co], node)
     twins.insert(called)
-    twins.set(node.outputs[0], called.outputs[0])
+    twins.set(node.outputs[0], twins.shaped(called.outputs[0], shape.last, node.outputs[0]))
 
 
-def _concat(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
-    out, shapes = image(node.outputs[0]), [image(v) for v in node.inputs]
-    known: list[Image] = [shape for shape in shapes if shape is not None]
-    if out is None or len(known) != len(shapes):
+def _concat(node: ir.Node, twins: Twins) -> bool:
+    inputs = [v for v in node.inputs if v is not None]
+    if any(image(v) is None or is_turned(v) != is_turned(node.outputs[0]) for v in inputs):
         return False
-    rows, channels = (out.batch, out.h, out.w), [shape.c for shape in known]
-    symbol = kernels.symbol(
-        ("concat", rows, tuple(channels)), "concat",
-        lambda s: concat.make(rows, channels, kernels.isa, kernels.parallel, s),
-    )  # fmt: skip
-    called = call(symbol, [twins.last(v) for v in node.inputs if v is not None], out.last, node)
-    twins.insert(called)
-    twins.set(node.outputs[0], called.outputs[0])
+    twins.set_parts(node.outputs[0], [part for v in inputs for part in twins.parts(v)])
     return True
+
+
+def _split(node: ir.Node, twins: Twins) -> bool:
+    """Split along the channels."""
+    start, source = 0, node.inputs[0]
+    assert source is not None
+    for output in node.outputs:
+        shape = image(output)
+        if shape is None:
+            return False
+    for output in node.outputs:
+        shape = image(output)
+        assert shape is not None
+        twins.set_parts(output, _cut(twins.parts(source), start, start + shape.c))
+        start += shape.c
+    return True
+
+
+def _slice(node: ir.Node, twins: Twins) -> bool:
+    """Slice along the channels, by steps of one."""
+    constants = [constant_array(v) for v in node.inputs[1:]]
+    source, x, y = node.inputs[0], image(node.inputs[0]), image(node.outputs[0])
+    if source is None or x is None or y is None or len(constants) < 3 or any(c is None for c in constants):
+        return False
+    start, _, axis, *step = [c.reshape(-1).tolist() for c in constants if c is not None]
+    if axis not in ([1], [1 - len(source.shape or ())]) or step not in ([], [[1]]):
+        return False
+    first = max(0, min(start[0] + x.c if start[0] < 0 else start[0], x.c))
+    twins.set_parts(node.outputs[0], _cut(twins.parts(source), first, first + y.c))
+    return True
+
+
+def _cut(parts: tuple[Part, ...], start: int, stop: int) -> list[Part]:
+    """Channels [start, stop) of what consists of `parts`."""
+    found: list[Part] = []
+    for part in parts:
+        low, high = max(start, 0), min(stop, part.count)
+        if low < high:
+            found.append(Part(part.twin, part.start + low, high - low))
+        start, stop = start - part.count, stop - part.count
+    return found
 
 
 def _elementwise(node: ir.Node, twins: Twins) -> bool:
     """Move the node to the twins; constants that broadcast along channels are turned with them."""
     inputs: list[ir.Value | None] = []
+    result = node.outputs[0]
     for index, value in enumerate(node.inputs):
-        if value is None or (index > 0 and node.op_type in UNARY):
+        array = constant_array(value)
+        if value is None or (index > 0 and node.op_type in UNARY) or (array is not None and array.size == 1):
             inputs.append(value)
-        elif image(value) is not None and constant_array(value) is None:
+        elif array is not None and array.ndim <= len(result.shape or ()):
+            inputs.append(add_constant(twins.graph, f"{value.name}_last", constant_to_last(array, result)))
+        elif array is None and _fits(value, result):
             inputs.append(twins.last(value))
         else:
-            turned = _turned_constant(value, twins.graph)
-            if turned is None:
-                return False
-            inputs.append(turned)
-    shape = image(node.outputs[0])
+            return False
+    shape = image(result)
     assert shape is not None
-    hint = f"{node.outputs[0].name}_last"
+    hint = f"{result.name}_last"
     output = ir.val(fresh_name(twins.graph, hint), ir.DataType.FLOAT, ir.Shape(shape.last))
     name = fresh_name(twins.graph, f"{node.name}_last")
     twins.insert(ir.node(node.op_type, inputs, dict(node.attributes), outputs=[output], name=name))
-    twins.set(node.outputs[0], output)
+    twins.set(result, output)
     return True
 
 
-def _turned_constant(value: ir.Value, graph: ir.Graph) -> ir.Value | None:
-    """A constant operand with its channels last; None when it is not constant."""
-    array = constant_array(value)
-    if array is None or array.ndim > 4:
-        return None
-    if array.size == 1 and array.ndim <= 1:
-        return value
-    full = array.reshape((1,) * (4 - array.ndim) + array.shape)
-    return add_constant(graph, f"{value.name}_last", full.transpose(0, 2, 3, 1))
+def _fits(value: ir.Value, result: ir.Value) -> bool:
+    """Whether the twin of `value` broadcasts against that of `result` as the values do."""
+    same_rank = len(value.shape or ()) == len(result.shape or ())
+    return image(value) is not None and same_rank and (is_turned(result) or not is_turned(value))

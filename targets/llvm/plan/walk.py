@@ -8,7 +8,7 @@ from tvm import tirx
 
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.kernels.emit import Isa
-from graphopt.targets.llvm.plan import attention, convs, dense, rows, through
+from graphopt.targets.llvm.plan import attention, convs, dense, pointwise, rows, through
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, replace
@@ -23,12 +23,13 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     simplify(model)
     graph = model.graph
     kernels = Kernels(graph, Isa(cpu.lanes, cpu.registers), parallel)
-    twins = Twins(graph)
+    twins = Twins(graph, lambda value, parts: pointwise.gather(value, parts, kernels, twins))
     nodes = list(graph)
     position = {node: index for index, node in enumerate(nodes)}
     attentions = attention.find(nodes)
     taken = {node for match in attentions.values() for node in match.nodes}
     tails = _tails(nodes, position, taken)
+    chains = _chains(nodes, tails, taken)
     for node in nodes:
         twins.at = node
         found = tails.get(node)
@@ -36,6 +37,8 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
             _emit(found, kernels, twins)
         elif node in attentions:
             attention.emit(attentions[node], kernels, twins)
+        elif node in chains:
+            pointwise.emit(chains[node], kernels, twins)
         elif node not in taken and not (through.emit(node, kernels, twins) or rows.emit(node, kernels, twins)):
             for value in node.inputs:
                 if value is not None:
@@ -59,6 +62,24 @@ def _tails(nodes: list[ir.Node], position: dict[ir.Node, int], taken: set[ir.Nod
         tails[found.last] = found
         taken.update(found.nodes)
     return tails
+
+
+def _chains(nodes: list[ir.Node], tails: dict[ir.Node, Tail], taken: set[ir.Node]) -> dict[ir.Node, pointwise.Chain]:
+    """The chain of elementwise nodes that ends at a node, of those that will be channels-last; adds them to `taken`."""
+    chains: dict[ir.Node, pointwise.Chain] = {}
+    last = {found.value for found in tails.values() if found.nodes[0].op_type == "Conv"}
+    for node in nodes:
+        if node in taken or node.domain != "":
+            continue
+        turned = any(value in last for value in node.inputs)
+        found = pointwise.chain(node, taken) if turned else None
+        if found is not None:
+            chains[found.last] = found
+            taken.update(found.nodes)
+            last.add(found.value)
+        elif node.op_type in through.POOLS or (turned and node.op_type in through.KEEPING):
+            last.update(node.outputs)
+    return chains
 
 
 def _emit(found: Tail, kernels: Kernels, twins: Twins) -> None:

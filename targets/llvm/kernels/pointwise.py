@@ -1,0 +1,124 @@
+"""Passes over whole values, channels-last: take channels of several inputs, then arithmetic and activations on them.
+
+Without steps this is a concatenation or a slice along the channels; with them, one read of every input and one write
+for any chain of elementwise operators. A concatenation that only such a pass reads is never written itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from tvm import tirx
+
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, splat, store
+from graphopt.targets.llvm.kernels.epilogue import Activation
+from graphopt.targets.llvm.kernels.formula import Formula
+
+Kind = Literal["full", "channel", "image", "pixel"]
+"""Shape of an operand: [N, H, W, C], [C], [N, 1, 1, C] or [N, H, W, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Channels [start, start + count) of an input with `channels` of them."""
+
+    channels: int
+    start: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """``value op operand``, or ``operand op value`` when `reverse`; `operand` counts the operands."""
+
+    op: Literal["Add", "Sub", "Mul", "Div", "Max", "Min"]
+    operand: int
+    reverse: bool = False
+
+    def __call__(self, value: Expr, other: Expr) -> Expr:
+        """The result for two vectors."""
+        a, b = (other, value) if self.reverse else (value, other)
+        match self.op:
+            case "Add":
+                return a + b
+            case "Sub":
+                return a - b
+            case "Mul":
+                return a * b
+            case "Div":
+                return a / b
+            case "Max":
+                return tirx.Max(a, b)
+            case "Min":
+                return tirx.Min(a, b)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointwise:
+    """Output [n, h, w, sum of counts]: the segments' channels one after the other, then the steps."""
+
+    n: int | str
+    h: int
+    w: int
+    segments: tuple[Segment, ...]
+    operands: tuple[Kind, ...] = ()
+    steps: tuple[Operation | Activation | Formula, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Channels of the output."""
+        return sum(s.count for s in self.segments)
+
+    def operand_shape(self, kind: Kind) -> list[int | str]:
+        """The shape of an operand of this kind."""
+        return {
+            "full": [self.n, self.h, self.w, self.channels],
+            "channel": [self.channels],
+            "image": [self.n, 1, 1, self.channels],
+            "pixel": [self.n, self.h, self.w, 1],
+        }[kind]
+
+
+def make(p: Pointwise, isa: Isa, parallel: bool, name: str = "pointwise") -> tirx.PrimFunc:
+    """``f(x0, x1, ..., operand0, operand1, ..., y)``."""
+    with function(name) as (f, made):
+        shapes: list[list[int | str]] = [[p.n, p.h, p.w, s.channels] for s in p.segments]
+        shapes += [p.operand_shape(kind) for kind in p.operands]
+        shapes.append([p.n, p.h, p.w, p.channels])
+        arguments = [f.argument(f"x{i}", shape) for i, shape in enumerate(shapes)]
+        matrices = [f.matrix(a, shape) for a, shape in zip(arguments, shapes, strict=True)]
+        inputs, operands, y = matrices[: len(p.segments)], matrices[len(p.segments) : -1], matrices[-1]
+        with loop(f.product([p.n, p.h, p.w]), parallel=parallel) as row:
+            start = 0
+            for x, segment in zip(inputs, p.segments, strict=True):
+                _segment(p, isa, x, operands, y, row, segment, start)
+                start += segment.count
+    return made[0]
+
+
+def _segment(
+    p: Pointwise, isa: Isa, x: Any, operands: Sequence[Any], y: Any, row: Expr, segment: Segment, to: int
+) -> None:
+    def run(channel: Expr, lanes: int) -> None:
+        value = load(x, [row, segment.start + channel], lanes)
+        for step in p.steps:
+            if isinstance(step, Operation):
+                value = step(value, operand(step.operand, to + channel, lanes))
+            else:
+                value = step(value, lanes)
+        store(y, value, [row, to + channel], lanes)
+
+    def operand(index: int, channel: Expr, lanes: int) -> Expr:
+        match p.operands[index]:
+            case "full":
+                return load(operands[index], [row, channel], lanes)
+            case "channel":
+                return load(operands[index], [0, channel], lanes)
+            case "image":
+                return load(operands[index], [row // (p.h * p.w), channel], lanes)
+            case "pixel":
+                return splat(operands[index][row, 0], lanes)
+
+    runs(segment.count, isa.lanes, run)

@@ -73,12 +73,13 @@ class Pointwise:
 
     def operand_shape(self, kind: Kind) -> list[int | str]:
         """The shape of an operand of this kind."""
-        return {
+        shapes: dict[Kind, list[int | str]] = {
             "full": [self.n, self.h, self.w, self.channels],
             "channel": [self.channels],
             "image": [self.n, 1, 1, self.channels],
             "pixel": [self.n, self.h, self.w, 1],
-        }[kind]
+        }
+        return shapes[kind]
 
 
 def make(p: Pointwise, isa: Isa, parallel: bool, name: str = "pointwise") -> tirx.PrimFunc:

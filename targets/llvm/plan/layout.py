@@ -6,6 +6,7 @@ Kernels tile along W. So what is long in one direction only lies along W: (N, C,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ Dim = int | ir.SymbolicDim
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Part:
     """Channels [start, start + count) of a twin."""
 
     twin: ir.Value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import onnx_ir as ir
 
 from graphopt.base import Context, Pass, Program, Target
-from graphopt.errors import DataError
+from graphopt.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import onnx
@@ -110,6 +110,11 @@ def run_pipeline(
     from graphopt.pipeline.observers import MeasureMemory, VerifyStructure
 
     passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else list(pipeline)
+    for pass_ in passes:
+        if not isinstance(pass_, Pass):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            raise UsageError(
+                f"a pipeline is text such as 'a,b{{x=1}}', or graphopt.Pass objects, not {type(pass_).__name__!r}."
+            )
     opened = open_model(model, dims)
     batches = None if calibration is None else open_data(calibration, opened)
     context = Context(calibration=batches, seed=seed)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from graphopt.cli.options import Json, Plugin
+from graphopt.errors import UsageError
 
 
 def passes(
@@ -24,7 +25,12 @@ def passes(
     if schema:
         print_json(recipe_schema())
         return
-    described = [describe(pass_class(name)) for name in pass_names()]
+    described: list[dict[str, Any]] = []
+    for name in pass_names():
+        try:
+            described.append(describe(pass_class(name)))
+        except UsageError as error:  # a package that is broken must not hide the others
+            typer.echo(f"graphopt: {name} is left out: {error}", err=True)
     if json:
         print_json(described)
         return

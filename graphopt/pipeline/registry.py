@@ -58,7 +58,12 @@ def pass_class(name: str) -> type[Pass]:
     if name in PASSES:
         return _import(PASSES[name])
     for entry in metadata.entry_points(group=ENTRY_POINTS, name=name):
-        return _checked(entry.load(), f"the entry point {entry.value}")
+        origin = f"the entry point {entry.value} of {entry.dist.name if entry.dist else 'a package'}"
+        try:
+            loaded = entry.load()
+        except Exception as error:
+            raise UsageError(f"{origin} failed to load: {type(error).__name__}: {error}.") from error
+        return _checked(loaded, origin)
     raise UsageError(f"there is no pass {name!r}{_close(name, pass_names())} See: graphopt passes.")
 
 

@@ -81,6 +81,7 @@ def _open(model: ir.Model, threads: int, optimised: bool) -> Any:
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads leave the cores between runs
     options.log_severity_level = 4
     try:
         if weight_bytes(model) <= EXTERNAL_ABOVE:

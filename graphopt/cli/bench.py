@@ -17,7 +17,7 @@ def bench(
         typer.Option(
             "--against",
             "--vs",
-            help="What to compare with: onnxruntime, openvino or tvm; repeatable. Default: onnxruntime.",
+            help="What to compare with: onnxruntime (default), openvino, tvm, or a command with {model}; repeatable.",
             show_default=False,
         ),
     ] = None,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.errors import ModelError, UsageError
+from graphopt.measure.command import Command
 from graphopt.measure.latency import Runner
 
 
@@ -19,7 +21,8 @@ def open_rivals(names: Iterable[str], model: ir.Model, threads: int) -> dict[str
     """A runner for each of `names`, in float32: feeds by name -> outputs by name.
 
     ``onnxruntime``: all graph optimisations on. ``openvino``: its CPU plugin tuned for latency, with float32
-    arithmetic. ``tvm``: TVM's own importer and default pipeline, without anything of graphopt; compiled here.
+    arithmetic. ``tvm``: TVM's own importer and default pipeline, without anything of graphopt; compiled here. A text
+    with ``{model}`` in it is a command (see `command`).
 
     Raises:
         UsageError: an unknown name, or one that is not installed.
@@ -27,9 +30,12 @@ def open_rivals(names: Iterable[str], model: ir.Model, threads: int) -> dict[str
     """
     wanted = list(dict.fromkeys(names))
     for name in wanted:
-        if name not in RIVALS:
-            raise UsageError(f"There is nothing called {name!r} to compare with: it can be {', '.join(RIVALS)}.")
-    return {name: RIVALS[name](model, threads) for name in wanted}
+        if name not in RIVALS and "{model}" not in name:
+            raise UsageError(
+                f"There is nothing called {name!r} to compare with: it can be {', '.join(RIVALS)}, "
+                "or a command that contains {model}."
+            )
+    return {name: RIVALS.get(name, partial(Command, name))(model, threads) for name in wanted}
 
 
 def _onnxruntime(model: ir.Model, threads: int) -> Runner:

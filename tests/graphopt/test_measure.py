@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import json
 import sys
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt.errors import DataError, UsageError
+from graphopt.errors import DataError, ModelError, UsageError
 from graphopt.measure import bench, evaluate
 from graphopt.models.base import Evaluation, accuracy
 
@@ -123,6 +124,40 @@ def test_a_rival_that_is_not_there_is_refused(monkeypatch):
         open_rivals(["openvino"], model, threads=1)
     with pytest.raises(UsageError, match=r"'fastest'.*onnxruntime, openvino, tvm"):
         open_rivals(["onnxruntime", "fastest"], model, threads=1)
+
+
+RUNNER = """
+import sys, time, numpy, pathlib
+model, inputs, threads, log = sys.argv[1:]
+assert pathlib.Path(model).stat().st_size and list(numpy.load(inputs)) == ["image"] and threads == "1"
+for _ in sys.stdin:
+    time.sleep(0.02)
+    print("done", flush=True)
+pathlib.Path(log).write_text("ended")
+"""
+
+
+def test_a_command_is_a_rival(artifact_path, tmp_path):
+    from graphopt.measure.artifact import bench_artifact
+
+    script, log = tmp_path / "run it.py", tmp_path / "log"
+    script.write_text(RUNNER)
+    command = f"{sys.executable} '{script}' {{model}} {{inputs}} {{threads}} {log}"
+    row = bench_artifact(artifact_path, against=[command], seconds=0.1)
+    assert row["ratios"][command] == row["ratio"] > 2
+    assert 20 < row[f"{command}_ms"] < 40
+    del row
+    gc.collect()
+    assert log.exists(), "the program outlived the comparison"
+
+
+def test_a_command_that_fails_is_named(artifact_path):
+    from graphopt.measure.artifact import bench_artifact
+
+    with pytest.raises(ModelError, match=r"'false .model.' ended with 1"):
+        bench_artifact(artifact_path, against=["false {model}"], seconds=0.1)
+    with pytest.raises(UsageError, match=r"'no-such-program .model.' can't be started"):
+        bench_artifact(artifact_path, against=["no-such-program {model}"], seconds=0.1)
 
 
 def test_bench_artifact_takes_inputs_from_a_file(artifact_path, tmp_path):

@@ -1,24 +1,28 @@
-"""Examples in docs are run: what the page says is what happens."""
+"""Examples in README and docs are run: what the pages say is what happens."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
     """The pass of the page, saved as it says."""
     path = tmp_path / "fuse_double_relu.py"
-    path.write_text(blocks("writing-passes.md", "python")[0])
+    path.write_text(blocks(DOCS / "writing-passes.md", "python")[0])
     return path
 
 
@@ -29,9 +33,91 @@ def test_the_pass_is_about_twenty_lines(plugin: Path):
 
 def test_the_pages_own_tests_pass(plugin: Path):
     test = plugin.with_name("test_fuse_double_relu.py")
-    test.write_text(blocks("writing-passes.md", "python")[1])
+    test.write_text(blocks(DOCS / "writing-passes.md", "python")[1])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)],
         cwd=plugin.parent, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path):
+    """Paths in backquotes, as far as they look like ours."""
+    named = re.findall(r"`((?:graphopt|passes|targets|models|tests|docs)/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+    assert not missing
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A folder with the files that the examples speak of; gives the function that runs a command line in it."""
+    from graphopt import cli, models
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(models.get("digits").path().read_bytes())
+    (tmp_path / "before.onnx").write_bytes((tmp_path / "model.onnx").read_bytes())
+    samples = [feeds["image"] for feeds in models.get("digits").calibration()]
+    for name in ("samples.npz", "data.npz"):
+        np.savez(name, image=np.concatenate(samples))
+    np.savez("x.npz", image=samples[0])
+
+    def run(line: str) -> str:
+        words = shlex.split(line, comments=True)
+        assert words[0] == "graphopt"
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        assert stopped.value.code in (0, None), f"{line}: {printed.err}"
+        return printed.out
+
+    return run
+
+
+def test_the_commands_of_the_readme(workplace, tmp_path: Path):
+    (example,) = (block for block in blocks(ROOT / "README.md", "") if "graphopt inspect" in block)
+    for line in example.splitlines():
+        if line.startswith("graphopt diff"):
+            (tmp_path / "after.onnx").write_bytes((tmp_path / "faster.onnx").read_bytes())
+        assert workplace(line + (" --seconds 0.2" if line.startswith("graphopt bench") else ""))
+    for made in ("faster.onnx", "int8.onnx", "pruned.onnx", "model.gopt", "y.npz"):
+        assert (tmp_path / made).stat().st_size > 0
+
+
+def test_the_python_of_the_readme(workplace, tmp_path: Path):
+    (example,) = blocks(ROOT / "README.md", "python")
+    example = example.replace('"input"', '"image"')  # what the digits model calls it
+    names = {"array": np.load("x.npz")["image"]}
+    exec(example, names)
+    assert names["outputs"]["logits"].shape == (len(names["array"]), 10)
+    assert (tmp_path / "model.gopt").exists()
+
+
+def test_the_command_of_the_npu_page(workplace, tmp_path: Path):
+    text = (DOCS / "npu.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"`(graphopt compile [^`]*)`", text)
+    assert "--dim N=1" in command
+    workplace(" ".join(command.split()))
+    from graphopt.artifact import read
+
+    report = read(tmp_path / "model.gopt").report["target"]["npu"]
+    assert report["layers"]
+
+
+def test_the_passes_and_exit_codes_of_the_readme():
+    from graphopt import errors
+    from graphopt.pipeline import pass_names, target_names
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in [*pass_names(), *target_names()] if f"`{name}" not in text]
+    codes = dict(re.findall(r"(\d+) (usage|model|data|pass|lowering|artifact|fetch)", text))
+    kinds = {cls.__name__.removesuffix("Error").lower(): cls.exit_code for cls in errors.GraphoptError.__subclasses__()}
+    assert {kind: int(code) for code, kind in codes.items()} == kinds

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -81,6 +81,16 @@ class Executable(Artifact):
             raise TypeError(f"{len(arrays)} arrays given, and the model has {len(self.inputs)} inputs")
         results = tuple(self.run(dict(zip((s.name for s in self.inputs), arrays, strict=False))).values())
         return results[0] if len(results) == 1 else results
+
+    def instrument(self, around: Callable[..., None] | None) -> None:
+        """Have every run call ``around(function, name, before, result, *arguments)`` around each function it calls.
+
+        TVM's own: `name` is the function's, `before` whether it is still to come, the last of `arguments` mostly its
+        output. None ends it.
+        """
+        with self._lock:
+            if self._session is not None:
+                self._session.instrument(around)
 
     @property
     def threads(self) -> int:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphopt.cli.options import Json
+from graphopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from graphopt.measure.profile import Profile
+
+NODES_SHOWN = 2
 
 
 def bench(
@@ -26,12 +32,20 @@ def bench(
         Path | None, typer.Option("-i", "--input", help="An .npz with the inputs; default: random.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 3.0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show what each kernel takes, and compare nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Time an artifact beside onnxruntime on the model it was compiled from. A ratio above 1: graphopt is faster."""
     from graphopt.cli.show import print_json
     from graphopt.measure.artifact import bench_artifact
 
+    if profile:
+        if against:
+            raise UsageError("--profile compares nothing: give either --profile or --against.")
+        _profile(artifact, threads, input, seconds, json)
+        return
     row = bench_artifact(artifact, against=against or ["onnxruntime"], threads=threads, feeds=input, seconds=seconds)
     if json:
         print_json(row)
@@ -49,3 +63,32 @@ def _print_comparison(row: dict[str, Any]) -> None:
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
     print_table(["", "median ms", "p10 to p90", "its time / graphopt's"], lines)
     typer.echo(f"{row['rounds']} interleaved rounds, {threads} each; above 1: graphopt is faster")
+
+
+def _profile(artifact: Path, threads: int, input: Path | None, seconds: float, json: bool) -> None:
+    import dataclasses
+
+    from graphopt.cli.show import print_json
+    from graphopt.measure.profile import profile_artifact
+
+    found = profile_artifact(artifact, threads=threads, feeds=input, seconds=seconds)
+    if json:
+        print_json(dataclasses.asdict(found))
+    else:
+        _print_profile(found)
+
+
+def _print_profile(found: Profile) -> None:
+    from graphopt.cli.show import print_table
+
+    lines: list[list[str]] = []
+    for row in found.kernels:
+        rate = "" if row.gflops is None else f"{row.gflops:.0f}"
+        peak = "" if row.gflops is None else f"{row.gflops / found.peak_gflops:.0%}"
+        nodes = ", ".join(row.nodes[:NODES_SHOWN]) + ", ..." * (len(row.nodes) > NODES_SHOWN)
+        lines.append([row.name, str(row.calls), f"{row.ms:.3f}", f"{row.share:.1%}", rate, peak, nodes])
+    print_table(["kernel", "calls", "ms", "share", "GFLOP/s", "of peak", "source nodes"], lines)
+    typer.echo(
+        f"a run without the profiler: {found.total_ms:.3g} ms; peak of {found.threads} "
+        f"thread{'s' if found.threads > 1 else ''}: {found.peak_gflops:.0f} GFLOP/s, measured"
+    )

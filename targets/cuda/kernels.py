@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import tvm
@@ -12,6 +12,7 @@ from tvm.relax import transform
 from tvm.s_tir import dlight
 
 from graphopt.errors import LoweringError
+from graphopt.targets.lowering.origins import Origin, origins_of_functions
 
 IS_SCHEDULED = "tirx.is_scheduled"
 
@@ -32,7 +33,7 @@ TO_VIRTUAL_MACHINE = tvm.transform.Sequential(
 """Memory planned, and what calls the kernels turned into the virtual machine's instructions."""
 
 
-def to_loops(module: tvm.IRModule, sources: dict[str, str]) -> tuple[tvm.IRModule, dict[str, list[str]]]:
+def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.IRModule, dict[str, list[str]]]:
     """Legalise and fuse `module`; also gives the ONNX nodes each kernel computes, by `sources` of the lowering.
 
     Raises:
@@ -53,37 +54,9 @@ def to_loops(module: tvm.IRModule, sources: dict[str, str]) -> tuple[tvm.IRModul
     )
     with _tvm("turn every operator into loops"):
         fused = fuse(module)
-    nodes = _nodes_of_kernels(fused, sources)
+    nodes = {name: list(found.nodes) for name, found in origins_of_functions(fused, sources).items()}
     finish = [transform.FuseTIR(), transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
     return tvm.transform.Sequential(finish)(fused), nodes
-
-
-def _nodes_of_kernels(module: tvm.IRModule, sources: dict[str, str]) -> dict[str, list[str]]:
-    """A group's bindings still carry the names of the operators it computes; so does the call of a lone one."""
-    functions = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, relax.Function)}
-    groups = {name: f for name, f in functions.items() if f.attrs.get("Primitive")}
-    nodes: dict[str, list[str]] = {}
-    for name, function in functions.items():
-        if name in groups:
-            continue
-        for binding in _bindings(function):
-            callee = _callee(binding.value)
-            if callee is not None:
-                inner = [*(_bindings(groups[callee]) if callee in groups else []), binding]
-                nodes.setdefault(callee, []).extend(sources[b.var.name] for b in inner if b.var.name in sources)
-    return {kernel: list(dict.fromkeys(computed)) for kernel, computed in nodes.items()}
-
-
-def _callee(value: Any) -> str | None:
-    """The name of the module's function that a Relax expression calls, directly or through call_tir."""
-    if not isinstance(value, relax.Call):
-        return None
-    callee = next((e for e in (value.op, *value.args[:1]) if isinstance(e, tvm.ir.GlobalVar)), None)
-    return None if callee is None else callee.name_hint
-
-
-def _bindings(function: Any) -> list[Any]:
-    return [binding for block in function.body.blocks for binding in block.bindings]
 
 
 def schedule(

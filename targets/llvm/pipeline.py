@@ -14,19 +14,25 @@ from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.merge import merge_calls
 from graphopt.targets.llvm.schedule import schedule_module
 from graphopt.targets.lowering.identities import exact_identities
+from graphopt.targets.lowering.lower import Lowered
+from graphopt.targets.lowering.origins import Origin, origins_of_functions
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """An executable, the kernels that no schedule applied to, and the bytes of its workspaces (see `merge`)."""
+    """An executable, the kernels that no schedule applied to, and the bytes of its workspaces (see `merge`).
+
+    `origins`: what each kernel computes.
+    """
 
     executable: tvm.runtime.Executable
     unscheduled: list[str]
     workspaces: list[int | str]
+    origins: dict[str, Origin]
 
 
-def compile_module(module: tvm.IRModule, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool) -> Compiled:
-    """Compile `module` for `cpu`: operators to loops, loops fused, scheduled, and turned into machine code.
+def compile_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool) -> Compiled:
+    """Compile the module for `cpu`: operators to loops, loops fused, scheduled, and turned into machine code.
 
     `kernels` are the functions that the module calls by symbol; they are compiled as they are.
 
@@ -34,7 +40,7 @@ def compile_module(module: tvm.IRModule, kernels: Mapping[str, tirx.PrimFunc], c
         LoweringError: TVM gave up.
     """
     target = cpu.tvm_target()
-    to_kernels = tvm.transform.Sequential(
+    fuse = tvm.transform.Sequential(
         [
             transform.DecomposeOpsForInference(),
             transform.CanonicalizeBindings(),
@@ -45,19 +51,20 @@ def compile_module(module: tvm.IRModule, kernels: Mapping[str, tirx.PrimFunc], c
             transform.AnnotateTIROpPattern(),
             transform.FoldConstant(),
             transform.FuseOps(),
-            transform.FuseTIR(),
-            transform.DeadCodeElimination(),
         ]
     )
+    to_kernels = tvm.transform.Sequential([transform.FuseTIR(), transform.DeadCodeElimination()])
     try:
         with target:
-            scheduled, unscheduled = schedule_module(exact_identities(to_kernels(module)), cpu, parallel)
+            fused = fuse(lowered.module)
+            origins = origins_of_functions(fused, lowered.sources)
+            scheduled, unscheduled = schedule_module(exact_identities(to_kernels(fused)), cpu, parallel)
             for symbol, kernel in kernels.items():
                 scheduled[symbol] = kernel.with_attr("global_symbol", symbol)
             views = tvm.transform.Sequential([transform.RewriteDataflowReshape(), transform.ToNonDataflow()])
             merged, workspaces = merge_calls(views(scheduled))
             executable = relax.build(merged, target, relax_pipeline=_to_virtual_machine())
-            return Compiled(executable, unscheduled, workspaces)
+            return Compiled(executable, unscheduled, workspaces, origins)
     except Exception as error:  # whatever TVM raises here, from its C++ or its Python
         reason = " ".join(str(error).split())[-300:] or type(error).__name__
         raise LoweringError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,7 +45,7 @@ class Llvm(Target):
         parallel = self.threads != 1
         kernels: dict[str, tirx.PrimFunc] = {}
         lowered = lower(model, lambda canonical: kernels.update(plan(canonical, cpu, parallel)))
-        compiled = compile_module(lowered.module, kernels, cpu, parallel)
+        compiled = compile_module(lowered, kernels, cpu, parallel)
         return Program(
             library=to_library(compiled.executable, cpu.triple),
             weights=lowered.weights,
@@ -57,6 +58,7 @@ class Llvm(Target):
                 "threads": self.threads,
                 "unscheduled": compiled.unscheduled,
                 "activation_bytes": compiled.workspaces,
+                "kernels": {name: dataclasses.asdict(origin) for name, origin in compiled.origins.items()},
             },
         )
 

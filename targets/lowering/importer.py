@@ -16,15 +16,16 @@ from tvm.relax.frontend import detach_params
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from graphopt.errors import LoweringError
+from graphopt.targets.lowering.origins import Origin, origin
 from graphopt.targets.lowering.shape_chains import MAX_ELEMENTS
 from graphopt.targets.lowering.support import EXTERNAL, explain
 
 
-def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[Any, Any]], dict[str, Origin]]:
     """Import a canonical `model` whose names are identifiers.
 
     Returns the module, the weights its ``main`` uses in the order of its last parameters, and for each variable
-    the name of the ONNX node it comes from.
+    what it comes from.
 
     Raises:
         LoweringError: naming every node whose conversion failed, and TVM's reason.
@@ -40,6 +41,9 @@ def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[An
     if importer.failures:
         raise LoweringError(explain(importer.failures, model))
     module, params = detach_params(module)
+    for binding in (binding for block in module["main"].body.blocks for binding in block.bindings):
+        if isinstance(binding.value, relax.Var) and binding.value.name in importer.sources:  # the model's only output
+            importer.sources[binding.var.name] = importer.sources[binding.value.name]
     function, weights = _drop_unused(module["main"], params.get("main", []))
     module = tvm.IRModule({**dict(module.functions_items()), module.get_global_var("main"): function})
     return module, weights, importer.sources
@@ -48,13 +52,13 @@ def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[An
 class _Importer(ONNXGraphImporter):
     """Records failures instead of stopping at the first one, and names variables after ONNX nodes.
 
-    `failures`: operator and reason -> names of nodes. `sources`: variable -> node.
+    `failures`: operator and reason -> names of nodes. `sources`: variable -> what it comes from.
     """
 
     def __init__(self, model: ir.Model) -> None:
         super().__init__({}, {}, keep_params_in_input=True, sanitize=False)
         self.failures: dict[str, list[str]] = {}
-        self.sources: dict[str, str] = {}
+        self.sources: dict[str, Origin] = {}
         self._onnx_nodes = {node.name: node for node in model.graph.all_nodes()}
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
@@ -83,7 +87,7 @@ class _Importer(ONNXGraphImporter):
             return placeholders[0] if len(placeholders) == 1 else relax.Tuple(tuple(placeholders))
         if isinstance(result, relax.Call):
             result = self.bb.emit(result, name_hint=str(node.name))
-            self.sources[result.name] = str(node.name)
+            self.sources[result.name] = origin(node)
         return result
 
     def _placeholder(self, value: ir.Value) -> relax.Var:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import tvm
 
+    from graphopt.targets.lowering.origins import Origin
+
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
@@ -25,14 +27,14 @@ class Lowered:
     and nodes, turned into C identifiers.
     `weights`: ONNX initializer name -> array, in the order of the parameters after the inputs.
     `inputs`, `outputs`: the ONNX names, in the order of parameters and results.
-    `sources`: name of a Relax variable -> name of the ONNX node that computes it.
+    `sources`: name of a Relax variable -> the nodes of the source model that it computes.
     """
 
     module: tvm.IRModule
     weights: dict[str, np.ndarray[Any, Any]]
     inputs: list[str]
     outputs: list[str]
-    sources: dict[str, str]
+    sources: dict[str, Origin]
 
 
 def lower(model: ir.Model, plan: Callable[[ir.Model], object] | None = None) -> Lowered:

@@ -55,7 +55,7 @@ def test_names_become_identifiers_and_map_back():
 
 def test_variables_know_the_node_they_come_from():
     model = from_text(f"{HEADER} g (float[2,3] x) => (float[2,3] y) {{ [first] a = Relu(x) [second] y = Neg(a) }}")
-    assert set(lower(model).sources.values()) == {"first", "second"}
+    assert {origin.nodes for origin in lower(model).sources.values()} == {("first",), ("second",)}
 
 
 def test_dimension_names_that_look_like_arithmetic_stay_apart():

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, fresh_name
+from graphopt.targets.lowering.origins import stands_for
 
 Dim = int | ir.SymbolicDim
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -29,7 +30,7 @@ class Part:
 
 
 class Twins:
-    """The twins known so far. `insert` puts a new node before the one that the walk is at.
+    """The twins known so far. `insert` puts a new node before the one that the walk is at, to stand for `replaced`.
 
     A concatenation or slice along the channels is kept as the parts it consists of; `gather(value, parts)` makes the
     twin of it when somebody needs it in one piece.
@@ -39,6 +40,7 @@ class Twins:
         self.graph = graph
         self.at: ir.Node | None = None
         self._gather = gather
+        self.replaced: tuple[ir.Node, ...] = ()
         self._last: dict[ir.Value, ir.Value] = {}
         self._parts: dict[ir.Value, tuple[Part, ...]] = {}
         self._only: set[ir.Value] = set()
@@ -46,6 +48,7 @@ class Twins:
 
     def insert(self, node: ir.Node) -> None:
         """Put `node` before the node the walk is at, or at the end."""
+        stands_for(node, self.replaced)
         if self.at is None:
             self.graph.append(node)
         else:

@@ -83,7 +83,7 @@ class Executable(Artifact):
         return results[0] if len(results) == 1 else results
 
     def instrument(self, around: Callable[..., None] | None) -> None:
-        """Have every run call ``around(function, name, before, result, *arguments)`` around each function it calls.
+        """Have every run call ``around(function, name, before, result, *arguments)`` before and after each kernel.
 
         TVM's own: `name` is the function's, `before` whether it is still to come, the last of `arguments` mostly its
         output. None ends it.

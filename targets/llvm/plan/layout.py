@@ -39,6 +39,7 @@ class Twins:
     def __init__(self, graph: ir.Graph, gather: Callable[[ir.Value, Sequence[Part]], ir.Value]) -> None:
         self.graph = graph
         self.at: ir.Node | None = None
+        self.replaced: tuple[ir.Node, ...] = ()
         self._gather = gather
         self.replaced: tuple[ir.Node, ...] = ()
         self._last: dict[ir.Value, ir.Value] = {}

@@ -33,8 +33,8 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     for node in nodes:
         twins.at = node
         found = tails.get(node)
-        whole = found or attentions.get(node)
-        twins.replaced = (node,) if whole is None else whole.nodes
+        group = found or attentions.get(node) or chains.get(node)
+        twins.replaced = (node,) if group is None else group.nodes
         if found is not None:
             _emit(found, kernels, twins)
         elif node in attentions:

@@ -203,3 +203,12 @@ def test_attention_of_any_batch_and_length(masked: bool):
     model = g.model(g.output)
     for n, t in ((1, 1), (2, 37), (3, 64)):
         check(model, attention_feeds(g, N=n, T=t), 1e-5, {"Reshape"})
+
+
+def test_rows_whose_symbols_change_their_names():
+    """The graph's output calls its rows otherwise than its input does."""
+    g = Graph(0, x=["N", "T", 24])
+    y = g("LayerNormalization", g("MatMul", g["x"], g.weights(24, 24)), normal(1, 24), normal(2, 24), axis=-1)
+    y = g("Softmax", y, axis=-1)
+    y.shape = ir.Shape(["rows", None, 24])
+    check(g.model(y), {"x": normal(3, 2, 5, 24)}, 1e-5, set())

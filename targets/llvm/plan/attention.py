@@ -39,9 +39,13 @@ def emit(match: Match, kernels: Kernels, twins: Twins) -> None:
         ("attention", match.problem), "attention",
         lambda s: attention.make(match.problem, kernels.isa, kernels.parallel, s),
     )  # fmt: skip
-    shape = match.value.shape
-    assert shape is not None
-    called = call(symbol, [twins.first(v) for v in match.inputs], list(shape), match.nodes[-1])
+    inputs, p = [twins.first(v) for v in match.inputs], match.problem
+    assert inputs[0].shape is not None
+    sizes = {
+        **dict(zip(p.q.layout, inputs[0].shape, strict=True)),
+        "d": p.dv,
+    }  # symbols by the names of the first input
+    called = call(symbol, inputs, [sizes[axis] for axis in p.y.layout], match.nodes[-1])
     twins.insert(called)
     replace(match.value, called.outputs[0])
 

@@ -59,8 +59,9 @@ def _layer_norm(node: ir.Node, rows: Rows, size: int, kernels: Kernels, twins: T
 
 
 def _call(symbol: str, inputs: list[ir.Value | None], node: ir.Node, twins: Twins) -> None:
-    shape = node.outputs[0].shape
+    values = [twins.first(v) for v in inputs if v is not None]
+    shape = values[0].shape  # the result's, whose symbols may have other names
     assert shape is not None
-    called = call(symbol, [twins.first(v) for v in inputs if v is not None], list(shape), node)
+    called = call(symbol, values, list(shape), node)
     twins.insert(called)
     replace(node.outputs[0], called.outputs[0])

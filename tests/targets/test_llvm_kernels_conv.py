@@ -182,3 +182,52 @@ def test_one_dimensional_convolutions(case: str):
         ["Mul", "Reshape", "Reshape", "Transpose", "Transpose"] if len(shape) == 3 else None,
         w=weights(*shape), v=weights(*deep), k=weights(*along),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "modes",
+    [
+        'coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"',
+        'coordinate_transformation_mode = "half_pixel"',
+        'coordinate_transformation_mode = "half_pixel", nearest_mode = "round_prefer_ceil"',
+    ],
+)
+def test_upsampling_is_read_in_place(modes: str):
+    """By 2x3, into a concatenation, a sum, once more by 2, and out of the graph."""
+    check(
+        f"""g (float[2,5,7,6] x, float[18,5,1,1] w, float[7,5,1,1] u, float[4] i, float[4] j, float[2,18,14,18] r,
+              float[3,25,1,1] k)
+            => (float[2,3,14,18] y, float[2,18,28,36] z, float[2,18,14,18] s) {{
+            a = Conv(x, w)
+            b = Conv(x, u)
+            up = Resize<mode = "nearest", {modes}>(a, , i)
+            other = Resize<mode = "nearest", {modes}>(b, , i)
+            both = Concat<axis = 1>(other, up)
+            y = Conv(both, k)
+            s = Add(r, up)
+            z = Resize<mode = "nearest", {modes}>(up, , j)
+        }}""",
+        w=weights(18, 5, 1, 1), u=weights(7, 5, 1, 1), k=weights(3, 25, 1, 1),
+        i=np.array([1, 1, 2, 3], np.float32), j=np.array([1, 1, 2, 2], np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(5, 24, 2, 2), (24, 1, 2, 2), (7, 19, 3, 2), (3, 40, 1, 4)])
+@pytest.mark.parametrize("mcpu", ["native", "x86-64-v3"])
+def test_transposed_convolution_without_overlap(shape: tuple[int, int, int, int], mcpu: str):
+    ci, co, kh, kw = shape
+    check(
+        f"""g (float[2,{ci},5,17] x, float[{ci},{co},{kh},{kw}] w, float[1,{co},1,1] b, float k,
+              float[2,{co},{5 * kh},{17 * kw}] r) => (float[2,{co},{5 * kh},{17 * kw}] y) {{
+            a = ConvTranspose<strides = [{kh}, {kw}]>(x, w)
+            s = Mul(a, b)
+            c = Add(s, b)
+            d = Sigmoid(c)
+            y = Add(d, r)
+        }}""",
+        ["Transpose"] * 3 if co > 1 else ["Reshape", "Reshape", "Transpose"],
+        mcpu=mcpu,
+        w=weights(*shape),
+        b=weights(1, co, 1, 1),
+        k=np.array(2.0, np.float32),
+    )

@@ -1,7 +1,8 @@
 """Passes over whole values, channels-last: take channels of several inputs, then arithmetic and activations on them.
 
-Without steps this is a concatenation or a slice along the channels; with them, one read of every input and one write
-for any chain of elementwise operators. A concatenation that only such a pass reads is never written itself.
+Without steps this is a concatenation or a slice along the channels, or repeats positions (nearest-neighbour
+upsampling); with them, one read of every input and one write for any chain of elementwise operators. A concatenation
+that only such a pass reads is never written itself.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ Kind = Literal["full", "channel", "image", "pixel"]
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Channels [start, start + count) of an input with `channels` of them."""
+    """Channels [start, start + count) of an input with `channels` of them, each position read `scale` times."""
 
     channels: int
     start: int
     count: int
+    scale: tuple[int, int] = (1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Pointwise:
 def make(p: Pointwise, isa: Isa, parallel: bool, name: str = "pointwise") -> tirx.PrimFunc:
     """``f(x0, x1, ..., operand0, operand1, ..., y)``."""
     with function(name) as (f, made):
-        shapes: list[list[int | str]] = [[p.n, p.h, p.w, s.channels] for s in p.segments]
+        shapes: list[list[int | str]] = [[p.n, p.h // s.scale[0], p.w // s.scale[1], s.channels] for s in p.segments]
         shapes += [p.operand_shape(kind) for kind in p.operands]
         shapes.append([p.n, p.h, p.w, p.channels])
         arguments = [f.argument(f"x{i}", shape) for i, shape in enumerate(shapes)]
@@ -102,8 +104,10 @@ def make(p: Pointwise, isa: Isa, parallel: bool, name: str = "pointwise") -> tir
 def _segment(
     p: Pointwise, isa: Isa, x: Any, operands: Sequence[Any], y: Any, row: Expr, segment: Segment, to: int
 ) -> None:
+    source = _source(p, segment, row)
+
     def run(channel: Expr, lanes: int) -> None:
-        value = load(x, [row, segment.start + channel], lanes)
+        value = load(x, [source, segment.start + channel], lanes)
         for step in p.steps:
             if isinstance(step, Operation):
                 value = step(value, operand(step.operand, to + channel, lanes))
@@ -123,3 +127,12 @@ def _segment(
                 return splat(operands[index][row, 0], lanes)
 
     runs(segment.count, isa.lanes, run)
+
+
+def _source(p: Pointwise, segment: Segment, row: Expr) -> Expr:
+    """The row of a segment's input that output row `row`, counted over images and lines, reads."""
+    down, across = segment.scale
+    if segment.scale == (1, 1):
+        return row
+    line, column = row // p.w, row % p.w
+    return line // down * (p.w // across) + column // across  # images are p.h lines, a multiple of `down`

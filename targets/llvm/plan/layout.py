@@ -22,18 +22,19 @@ TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Channels [start, start + count) of a twin."""
+    """Channels [start, start + count) of a twin, each position repeated `scale` times down and across."""
 
     twin: ir.Value
     start: int
     count: int
+    scale: tuple[int, int] = (1, 1)
 
 
 class Twins:
     """The twins known so far. `insert` puts a new node before the one that the walk is at, to stand for `replaced`.
 
-    A concatenation or slice along the channels is kept as the parts it consists of; `gather(value, parts)` makes the
-    twin of it when somebody needs it in one piece.
+    A concatenation or slice along the channels, or a repetition of positions, is kept as the parts it consists of;
+    `gather(value, parts)` makes the twin of it when somebody needs it in one piece.
     """
 
     def __init__(self, graph: ir.Graph, gather: Callable[[ir.Value, Sequence[Part]], ir.Value]) -> None:

@@ -43,7 +43,7 @@ class Chain:
 def chain(node: ir.Node, taken: set[ir.Node]) -> Chain | None:
     """The longest chain that starts with `node`, without the nodes `taken`."""
     starts = [v for v in node.inputs if v is not None and _same(v, node.outputs[0]) and constant_array(v) is None]
-    for start in starts:
+    for start in sorted(starts, key=_is_in_one_piece):  # parts are read here for nothing
         found = _from(start, node, taken)
         if found is not None:
             return found
@@ -85,6 +85,11 @@ def only_user(value: ir.Value) -> ir.Node | None:
     """The node that alone reads `value`."""
     users = {use.node for use in value.uses()}
     return users.pop() if len(users) == 1 and not value.is_graph_output() else None
+
+
+def _is_in_one_piece(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is None or producer.op_type not in ("Concat", "Resize", "Split", "Slice")
 
 
 def _same(value: ir.Value, output: ir.Value) -> bool:
@@ -162,7 +167,7 @@ def _call(
 ) -> ir.Value:
     shape = image(value)
     assert shape is not None
-    segments = tuple(Segment(_channels(part.twin), part.start, part.count) for part in parts)
+    segments = tuple(Segment(_channels(part.twin), part.start, part.count, part.scale) for part in parts)
     p = Pointwise(shape.batch, shape.h, shape.w, segments, kinds, steps)
     base = "pointwise" if steps else "concat"
     symbol = kernels.symbol(p, base, lambda s: pointwise.make(p, kernels.isa, kernels.parallel, s))

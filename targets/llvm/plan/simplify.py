@@ -145,11 +145,11 @@ def _hard_swish(node: ir.Node, graph: ir.Graph) -> None:
             return
 
 
-_FOLDED: dict[str, Callable[[Array, Array, Array], tuple[Array, Array]]] = {
-    "Mul": lambda w, b, c: (w * c.reshape(-1, *[1] * (w.ndim - 1)), b * c),
-    "Div": lambda w, b, c: (w / c.reshape(-1, *[1] * (w.ndim - 1)), b / c),
-    "Add": lambda w, b, c: (w, b + c),
-    "Sub": lambda w, b, c: (w, b - c),
+_FOLDED: dict[str, Callable[[Array, Array, Array, list[int]], tuple[Array, Array]]] = {
+    "Mul": lambda w, b, c, along: (w * c.reshape(along), b * c),
+    "Div": lambda w, b, c, along: (w / c.reshape(along), b / c),
+    "Add": lambda w, b, c, along: (w, b + c),
+    "Sub": lambda w, b, c, along: (w, b - c),
 }
 
 
@@ -160,25 +160,36 @@ def _into_convolution(node: ir.Node, graph: ir.Graph) -> None:
     orders = [(node.inputs[0], node.inputs[1])] + ([(node.inputs[1], node.inputs[0])] if commutes else [])
     for value, other in orders:
         conv, c = None if value is None else value.producer(), constant_array(other)
-        if value is None or conv is None or conv.op_type != "Conv" or conv.domain != "" or c is None:
+        if (
+            value is None
+            or conv is None
+            or conv.op_type not in ("Conv", "ConvTranspose")
+            or conv.domain != ""
+            or c is None
+        ):
             continue
         w, bias = constant_array(conv.inputs[1]), conv.inputs[2] if len(conv.inputs) > 2 else None
-        b = np.zeros(w.shape[0]) if bias is None and w is not None else constant_array(bias)
-        if w is None or b is None or not used_once(value) or w.dtype != np.float32:
+        axis = 0 if conv.op_type == "Conv" else 1
+        if w is None or w.dtype != np.float32 or (axis == 1 and conv.attributes.get_int("group", 1) != 1):
             continue
-        if c.size not in (1, w.shape[0]) or c.ndim > w.ndim or (c.size > 1 and c.shape[-(w.ndim - 1) :][0] != c.size):
+        channels = w.shape[axis]
+        b = np.zeros(channels) if bias is None else constant_array(bias)
+        if b is None or not used_once(value):
+            continue
+        if c.size not in (1, channels) or c.ndim > w.ndim or (c.size > 1 and c.shape[-(w.ndim - 1) :][0] != c.size):
             continue
         if (c.size > 1 and c.ndim < w.ndim - 1) or (node.op_type == "Div" and not np.all(c)):
             continue
-        flat = np.broadcast_to(c.astype(np.float64).reshape(-1), (w.shape[0],))
-        new_w, new_b = _FOLDED[node.op_type](w.astype(np.float64), b.astype(np.float64), flat)
+        flat = np.broadcast_to(c.astype(np.float64).reshape(-1), (channels,))
+        along = [1] * axis + [-1] + [1] * (w.ndim - 1 - axis)
+        new_w, new_b = _FOLDED[node.op_type](w.astype(np.float64), b.astype(np.float64), flat, along)
         weights = conv.inputs[1]
         if node.op_type in ("Mul", "Div"):
             weights = add_constant(graph, f"{conv.name}_scaled", new_w.astype(np.float32))
         shift = add_constant(graph, f"{conv.name}_shift", new_b.astype(np.float32))
         attributes = dict(conv.attributes)
         output = ir.val(fresh_name(graph, f"{value.name}_folded"), value.dtype, node.outputs[0].shape)
-        new = ir.node("Conv", [conv.inputs[0], weights, shift], attributes, outputs=[output],
+        new = ir.node(conv.op_type, [conv.inputs[0], weights, shift], attributes, outputs=[output],
                       name=fresh_name(graph, f"{conv.name}_folded"))  # fmt: skip
         graph.insert_before(node, new)
         old = node.outputs[0]

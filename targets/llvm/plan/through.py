@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, constant_array, fresh_name
@@ -17,7 +19,7 @@ UNARY = frozenset(
 )
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu"})
 POOLS = frozenset({"MaxPool", "AveragePool"})
-KEEPING = UNARY | BINARY | {"Concat", "Split", "Slice", "GlobalAveragePool"}
+KEEPING = UNARY | BINARY | {"Concat", "Split", "Slice", "Resize", "GlobalAveragePool"}
 """Operators whose results are channels-last if their inputs are (mostly: shapes have a say)."""
 
 
@@ -36,6 +38,8 @@ def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
         return _concat(node, twins) if node.op_type == "Concat" else _split(node, twins)
     if node.op_type == "Slice":
         return _slice(node, twins)
+    if node.op_type == "Resize":
+        return _resize(node, twins)
     if node.op_type in UNARY or node.op_type in BINARY:
         return _elementwise(node, twins)
     return False
@@ -110,13 +114,33 @@ def _slice(node: ir.Node, twins: Twins) -> bool:
     return True
 
 
+def _resize(node: ir.Node, twins: Twins) -> bool:
+    """Nearest-neighbour upsampling by whole factors that repeats each position."""
+    source, x, y = node.inputs[0], image(node.inputs[0]), image(node.outputs[0])
+    if source is None or x is None or y is None or node.attributes.get_string("mode", "nearest") != "nearest":
+        return False
+    if x.c != y.c or y.h % x.h or y.w % x.w or len(source.shape or ()) != 4 or is_turned(source):
+        return False
+    where = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    rounding = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+    repeats = (where == "asymmetric" and rounding == "floor") or (
+        where in ("half_pixel", "half_pixel_symmetric") and rounding.startswith("round_prefer")
+    )
+    if not repeats:
+        return False
+    down, across = y.h // x.h, y.w // x.w
+    parts = [dataclasses.replace(p, scale=(p.scale[0] * down, p.scale[1] * across)) for p in twins.parts(source)]
+    twins.set_parts(node.outputs[0], parts)
+    return True
+
+
 def _cut(parts: tuple[Part, ...], start: int, stop: int) -> list[Part]:
     """Channels [start, stop) of what consists of `parts`."""
     found: list[Part] = []
     for part in parts:
         low, high = max(start, 0), min(stop, part.count)
         if low < high:
-            found.append(Part(part.twin, part.start + low, high - low))
+            found.append(Part(part.twin, part.start + low, high - low, part.scale))
         start, stop = start - part.count, stop - part.count
     return found
 

@@ -8,7 +8,7 @@ from tvm import tirx
 
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.kernels.emit import Isa
-from graphopt.targets.llvm.plan import attention, convs, dense, pointwise, rows, through
+from graphopt.targets.llvm.plan import attention, convs, dense, pointwise, rows, through, transposed
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, replace
@@ -58,7 +58,7 @@ def _tails(nodes: list[ir.Node], position: dict[ir.Node, int], taken: set[ir.Nod
     """The tail that ends at a node; their nodes are added to those `taken`. Later convolutions choose first."""
     tails: dict[ir.Node, Tail] = {}
     for node in reversed(nodes):
-        if convs.problem(node) is None and dense.problem(node) is None:
+        if all(problem(node) is None for problem in (convs.problem, dense.problem, transposed.problem)):
             continue
         found = tail(node, position, taken)
         tails[found.last] = found
@@ -69,7 +69,7 @@ def _tails(nodes: list[ir.Node], position: dict[ir.Node, int], taken: set[ir.Nod
 def _chains(nodes: list[ir.Node], tails: dict[ir.Node, Tail], taken: set[ir.Node]) -> dict[ir.Node, pointwise.Chain]:
     """The chain of elementwise nodes that ends at a node, of those that will be channels-last; adds them to `taken`."""
     chains: dict[ir.Node, pointwise.Chain] = {}
-    last = {found.value for found in tails.values() if found.nodes[0].op_type == "Conv"}
+    last = {found.value for found in tails.values() if found.nodes[0].op_type in ("Conv", "ConvTranspose")}
     for node in nodes:
         if node in taken or node.domain != "":
             continue
@@ -89,6 +89,10 @@ def _emit(found: Tail, kernels: Kernels, twins: Twins) -> None:
     c = convs.problem(node)
     if c is not None:
         convs.emit(found, c, kernels, twins)
+        return
+    c = transposed.problem(node)
+    if c is not None:
+        transposed.emit(found, c, kernels, twins)
         return
     g = dense.problem(node)
     assert g is not None

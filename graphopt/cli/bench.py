@@ -13,7 +13,7 @@ from graphopt.errors import UsageError
 if TYPE_CHECKING:
     from graphopt.measure.profile import Profile
 
-NODES_SHOWN = 2
+WIDTH = 40  # characters of a name in the table
 
 
 def bench(
@@ -85,10 +85,19 @@ def _print_profile(found: Profile) -> None:
     for row in found.kernels:
         rate = "" if row.gflops is None else f"{row.gflops:.0f}"
         peak = "" if row.gflops is None else f"{row.gflops / found.peak_gflops:.0%}"
-        nodes = ", ".join(row.nodes[:NODES_SHOWN]) + ", ..." * (len(row.nodes) > NODES_SHOWN)
-        lines.append([row.name, str(row.calls), f"{row.ms:.3f}", f"{row.share:.1%}", rate, peak, nodes])
+        more = f" +{len(row.nodes) - 1}" if len(row.nodes) > 1 else ""
+        nodes = _end(row.nodes[0]) + more if row.nodes else ""
+        lines.append([_start(row.name), str(row.calls), f"{row.ms:.3f}", f"{row.share:.1%}", rate, peak, nodes])
     print_table(["kernel", "calls", "ms", "share", "GFLOP/s", "of peak", "source nodes"], lines)
     typer.echo(
         f"a run without the profiler: {found.total_ms:.3g} ms; peak of {found.threads} "
         f"thread{'s' if found.threads > 1 else ''}: {found.peak_gflops:.0f} GFLOP/s, measured"
     )
+
+
+def _start(name: str) -> str:
+    return name if len(name) <= WIDTH else f"{name[: WIDTH - 3]}..."
+
+
+def _end(name: str) -> str:
+    return name if len(name) <= WIDTH else f"...{name[3 - WIDTH :]}"

@@ -12,7 +12,6 @@ import tvm
 from tvm import relax
 
 from graphopt.graph import cost, provenance
-from graphopt.targets.lowering.support import EXTERNAL
 
 MACS = "graphopt.macs"
 """Metadata of an `EXTERNAL` node: the multiply-accumulates of the nodes it stands for."""
@@ -37,12 +36,9 @@ def origin(node: ir.Node) -> Origin:
     return Origin(tuple(provenance.sources(node) or [str(node.name)]), macs / elements if elements else 0.0)
 
 
-def stands_for(node: ir.Node, origins: Iterable[ir.Node]) -> None:
-    """Say that `node`, put in by a target, is there for `origins`; a call of its own function does their arithmetic."""
-    replaced = list(origins)
-    provenance.derive(node, replaced)
-    if (node.domain, node.op_type) == EXTERNAL:
-        node.metadata_props[MACS] = str(sum(map(cost.macs, replaced)))
+def does_arithmetic_of(node: ir.Node, replaced: Iterable[ir.Node]) -> None:
+    """Say that `node`, put in by a target, does the multiply-accumulates of the nodes `replaced`."""
+    node.metadata_props[MACS] = str(sum(map(cost.macs, replaced)))
 
 
 def origins_of_functions(module: tvm.IRModule, sources: Mapping[str, Origin]) -> dict[str, Origin]:

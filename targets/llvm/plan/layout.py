@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph import add_constant, fresh_name
-from graphopt.targets.lowering.origins import stands_for
+from graphopt.graph import add_constant, derive, fresh_name
+from graphopt.targets.lowering.support import EXTERNAL
 
 Dim = int | ir.SymbolicDim
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -41,8 +41,8 @@ class Twins:
         self.graph = graph
         self.at: ir.Node | None = None
         self.replaced: tuple[ir.Node, ...] = ()
+        self.newest: ir.Node | None = None  # the last call of a kernel
         self._gather = gather
-        self.replaced: tuple[ir.Node, ...] = ()
         self._last: dict[ir.Value, ir.Value] = {}
         self._parts: dict[ir.Value, tuple[Part, ...]] = {}
         self._only: set[ir.Value] = set()
@@ -50,7 +50,9 @@ class Twins:
 
     def insert(self, node: ir.Node) -> None:
         """Put `node` before the node the walk is at, or at the end."""
-        stands_for(node, self.replaced)
+        derive(node, self.replaced)
+        if (node.domain, node.op_type) == EXTERNAL:
+            self.newest = node
         if self.at is None:
             self.graph.append(node)
         else:

@@ -13,6 +13,7 @@ from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, replace
 from graphopt.targets.llvm.plan.simplify import simplify
+from graphopt.targets.lowering.origins import does_arithmetic_of
 
 
 def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
@@ -31,7 +32,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     tails = _tails(nodes, position, taken)
     chains = _chains(nodes, tails, taken)
     for node in nodes:
-        twins.at = node
+        twins.at, twins.newest = node, None
         found = tails.get(node)
         group = found or attentions.get(node) or chains.get(node)
         twins.replaced = (node,) if group is None else group.nodes
@@ -47,6 +48,8 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
                     twins.first(value)
             for value in _captured(node):
                 twins.first(value)
+        if group is not None and twins.newest is not None:
+            does_arithmetic_of(twins.newest, group.nodes)
     twins.at = None
     for value in list(graph.outputs):
         twins.first(value)

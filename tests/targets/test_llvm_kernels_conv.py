@@ -231,3 +231,29 @@ def test_transposed_convolution_without_overlap(shape: tuple[int, int, int, int]
         b=weights(1, co, 1, 1),
         k=np.array(2.0, np.float32),
     )
+
+
+@pytest.mark.parametrize(
+    ("ci", "co", "kernel", "stride", "pads", "length"),
+    [
+        (1, 40, 512, 4, (254, 254), 1024),
+        (24, 16, 64, 1, (31, 32), 33),
+        (3, 7, 17, 3, (0, 5), 40),
+        (16, 33, 80, 1, (0, 0), 90),
+    ],
+)
+@pytest.mark.parametrize("mcpu", ["native", "x86-64-v3"])
+def test_long_lines(ci: int, co: int, kernel: int, stride: int, pads: tuple[int, int], length: int, mcpu: str):
+    """Several blocks of the inner dimension, odd ones, and the epilogue with the last."""
+    out = (length + sum(pads) - kernel) // stride + 1
+    check(
+        f"""g (float[2,{ci},{length},1] x, float[{co},{ci},{kernel},1] w, float[{co}] b, float[2,{co},{out},1] r)
+            => (float[2,{co},{out},1] y) {{
+            c = Conv<strides = [{stride}, 1], pads = [{pads[0]}, 0, {pads[1]}, 0]>(x, w, b)
+            a = Relu(c)
+            y = Add(a, r)
+        }}""",
+        mcpu=mcpu,
+        w=weights(co, ci, kernel, 1),
+        b=weights(co, 1).reshape(-1),
+    )

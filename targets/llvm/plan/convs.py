@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
-from graphopt.targets.llvm.kernels import conv, depthwise, gemm, winograd, winograd_scheme
+from graphopt.targets.llvm.kernels import conv, depthwise, gemm, line, winograd, winograd_scheme
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.plan.epilogues import Tail
 from graphopt.targets.llvm.plan.kernels import Kernels, call
@@ -122,6 +122,12 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
             ("winograd", c, epilogue, scheme),
             f"winograd{scheme.m}",
             lambda s: winograd.make(c, isa, epilogue, kernels.parallel, s, scheme),
+        )
+    elif line.applies(c):
+        packed = kernels.constant(("line", weight, lanes), hint, lambda: line.pack(w, lanes))
+        shift = padded_bias()
+        symbol = kernels.symbol(
+            ("line", c, epilogue), "line", lambda s: line.make(c, isa, epilogue, kernels.parallel, s)
         )
     else:
         packed = kernels.constant(("direct", weight, lanes, group), hint, lambda: conv.pack(w, lanes, group))

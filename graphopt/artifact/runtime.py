@@ -123,6 +123,7 @@ def check_threads(threads: int | None) -> int:
 def limit_threads(threads: int) -> None:
     """Have TVM's parallel loops that this thread runs from now on use so many threads."""
     if getattr(_THREADS, "number", None) != threads:
+        start()
         tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads)
         _THREADS.number = threads
 

@@ -212,3 +212,22 @@ def test_rows_whose_symbols_change_their_names():
     y = g("Softmax", y, axis=-1)
     y.shape = ir.Shape(["rows", None, 24])
     check(g.model(y), {"x": normal(3, 2, 5, 24)}, 1e-5, set())
+
+
+@pytest.mark.parametrize("pool", ["GlobalMaxPool", "GlobalAveragePool", None])
+def test_squeeze_moves_behind_what_follows_a_convolution(pool):
+    """Bias, GELU and pooling after a one-dimensional convolution written as a two-dimensional one."""
+    g = Graph(0, x=[2, 7, 19, 1])
+    y = g("Conv", g["x"], g.weights(21, 7, 5, 1), kernel_shape=[5, 1])
+    whole = [np.array(v, np.int64) for v in ([0, 0], [21, 15], [1, 2])]
+    y = g("Squeeze", g("Slice", y, *whole), np.array([3], np.int64))
+    y = gelu_tanh(g, g("Add", y, normal(1, 1, 21, 1)))
+    y = y if pool is None else g(pool, y)
+    check(g.model(y), {"x": normal(2, 2, 7, 19, 1)}, 1e-5, {"Transpose", "Squeeze", "Reshape"})
+
+
+def test_squeeze_stays_where_it_is_read():
+    """The squeezed value is returned as well, and a sum with another value than a convolution's keeps its shape."""
+    g = Graph(0, x=[2, 7, 19, 1], r=[2, 5, 19])
+    y = g("Squeeze", g("Conv", g["x"], g.weights(5, 7, 1, 1)), np.array([3], np.int64))
+    check(g.model(g("Relu", g("Add", y, g["r"])), y), {"x": normal(2, 2, 7, 19, 1), "r": normal(3, 2, 5, 19)}, 1e-5)

@@ -13,6 +13,7 @@ from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, replace
 from graphopt.targets.llvm.plan.simplify import simplify
+from graphopt.targets.llvm.plan.sink import sink
 from graphopt.targets.lowering.origins import does_arithmetic_of
 
 
@@ -21,6 +22,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
 
     `model` must be canonical (see `targets/lowering`), with shapes inferred.
     """
+    sink(model)
     simplify(model)
     graph = model.graph
     kernels = Kernels(graph, Isa(cpu.lanes, cpu.registers), parallel)

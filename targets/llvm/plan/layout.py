@@ -163,7 +163,7 @@ class Image(NamedTuple):
 
 def image(value: ir.Value | None) -> Image | None:
     """The shape of a float32 value (N, C, H, W) or (N, C, L) of which all but the batch is known, else None."""
-    if value is None or value.shape is None or value.dtype != ir.DataType.FLOAT:
+    if value is None or not value.shape or value.dtype != ir.DataType.FLOAT:
         return None
     n, *known = value.shape
     sizes = [d for d in known if isinstance(d, int) and d > 0]

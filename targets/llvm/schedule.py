@@ -169,9 +169,13 @@ class _Kernel:
         self._parallel([axis.loop_rv for axis in outer] or [v_outer], block)
 
     def _parallel(self, loops: list[Any], block: SBlockInfo) -> None:
-        """Run `loops` in parallel, as one, where the block is large enough."""
+        """Run `loops` in parallel, as one, where the block is known to be large enough.
+
+        Not where an extent is symbolic: with open image sizes such loops gave wrong values now and then on two
+        threads (the angle classifier, one call in seven), and never without.
+        """
         size = _size(block)
-        if self.parallel and loops and (isinstance(size, tuple) or size >= PARALLEL_FROM):
+        if self.parallel and loops and not isinstance(size, tuple) and size >= PARALLEL_FROM:
             self.schedule.parallel(self.schedule.fuse(*loops))
 
     def _width(self, extent: Any) -> int:

@@ -375,3 +375,31 @@ def test_whole_models(name, tmp_path):
     reference = models.get(name)
     program = check(load(reference.path()), tmp_path, feeds=reference.example(1))
     assert program.report["unscheduled"] == []
+
+
+def test_two_threads_agree_on_open_image_sizes():
+    """Loops over symbolic extents in parallel gave wrong values now and then; see `schedule._parallel`."""
+    from graphopt.artifact import assemble
+
+    rng = np.random.default_rng(0)
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N,3,H,W] x, float[32,3,3,3] w1, float[32,1,5,5] w2, float[16,32,1,1] w3) => (float[N,16,P,Q] y) {
+            a = Conv<pads=[1,1,1,1], strides=[2,1]>(x, w1)
+            b = HardSwish(a)
+            c = Conv<pads=[2,2,2,2], group=32>(b, w2)
+            d = HardSwish(c)
+            y = Conv(d, w3)
+        }
+    """
+    weights = {n: rng.standard_normal(s).astype(np.float32) for n, s in
+               (("w1", (32, 3, 3, 3)), ("w2", (32, 1, 5, 5)), ("w3", (16, 32, 1, 1)))}  # fmt: skip
+    model = from_text(text, **weights)
+    program = Llvm().build(model, Context())
+    feeds = [{"x": rng.standard_normal((1, 3, 48, 96 + 32 * i)).astype(np.float32)} for i in range(4)]
+    parts = {"target": "llvm", "before": model, "after": model, "report": {}}
+    with assemble(program, **parts, threads=1) as one, assemble(program, **parts, threads=2) as two:
+        want = [one.run(f)["y"] for f in feeds]
+        for _ in range(25):
+            for f, expected in zip(feeds, want, strict=True):
+                np.testing.assert_array_equal(two.run(f)["y"], expected)

@@ -11,6 +11,7 @@ import onnx_ir.passes.common as common
 from graphopt.graph import add_constant, constant_array
 from graphopt.targets.lowering.shape_chains import simplify_shape_chains
 from graphopt.targets.lowering.support import has_converter
+from graphopt.targets.lowering.symbols import name_symbols
 
 # The importer knows these names but takes them for another operator or computes them wrongly; ONNX's own
 # definition of them in simpler operators is exact.
@@ -26,7 +27,7 @@ def canonicalise(model: ir.Model) -> ir.Model:
     1. Local functions are inlined.
     2. Operators without a converter are replaced by their ONNX definition, where they have one.
     3. What depends on constants and known shapes only is computed, unless the result is much larger.
-    4. Shapes that the graph computes are written the way the importer reads them.
+    4. Shapes that the graph computes are written the way the importer reads them, equal ones by equal names.
     5. Constants become initializers, of the main graph.
     6. Targets of Expand are spelt out, constant operands of Gemm transposed.
     7. Dead nodes and initializers go.
@@ -35,6 +36,7 @@ def canonicalise(model: ir.Model) -> ir.Model:
     model = _expand_functions(model)
     _fold(model)
     simplify_shape_chains(model)
+    name_symbols(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     for node in model.graph.all_nodes():

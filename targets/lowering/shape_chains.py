@@ -135,7 +135,7 @@ def elements_of(value: ir.Value | None, known: dict[ir.Value, Elements | None]) 
 
 
 def _evaluate(value: ir.Value, known: dict[ir.Value, Elements | None]) -> Elements | None:
-    if value.dtype is None or not value.dtype.is_integer():
+    if value.dtype is None or not (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL):
         return None
     array = constant_array(value)
     if array is not None:
@@ -219,11 +219,42 @@ def _arithmetic(operator: Callable[[int, int], int]) -> Callable[[ir.Node, list[
     return evaluate
 
 
+def _equal(_node: ir.Node, inputs: list[Elements | None]) -> Elements | None:
+    """1 or 0; a dimension is never negative."""
+    left, right = inputs
+    if left is None or right is None or len(left) != len(right):
+        return None
+    return [_equal_elements(a, b) for a, b in zip(left, right, strict=True)]
+
+
+def _equal_elements(a: Element, b: Element) -> int | None:
+    if isinstance(a, int) and isinstance(b, int):
+        return int(a == b)
+    number = b if isinstance(a, Dim) else a
+    return 0 if (isinstance(a, Dim) or isinstance(b, Dim)) and isinstance(number, int) and number < 0 else None
+
+
+def _where(_node: ir.Node, inputs: list[Elements | None]) -> Elements | None:
+    condition, yes, no = inputs
+    if condition is None or yes is None or no is None or not len(condition) == len(yes) == len(no):
+        return None
+    return [None if c is None else (y if c else n) for c, y, n in zip(condition, yes, no, strict=True)]
+
+
+def _reshape(node: ir.Node, inputs: list[Elements | None]) -> Elements | None:
+    """Of a vector to a vector."""
+    shape = node.outputs[0].shape
+    return inputs[0] if shape is not None and len(shape) == 1 else None
+
+
 _EVALUATE: dict[str, Callable[[ir.Node, list[Any]], Elements | None]] = {
     **dict.fromkeys(("Cast", "Identity", "Squeeze", "Unsqueeze"), _pass_on),
     "Concat": _concat,
     "Gather": _gather,
     "Slice": _slice,
+    "Equal": _equal,
+    "Where": _where,
+    "Reshape": _reshape,
     "Add": _arithmetic(lambda a, b: a + b),
     "Sub": _arithmetic(lambda a, b: a - b),
     "Mul": _arithmetic(lambda a, b: a * b),

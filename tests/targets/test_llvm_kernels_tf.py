@@ -231,3 +231,41 @@ def test_squeeze_stays_where_it_is_read():
     g = Graph(0, x=[2, 7, 19, 1], r=[2, 5, 19])
     y = g("Squeeze", g("Conv", g["x"], g.weights(5, 7, 1, 1)), np.array([3], np.int64))
     check(g.model(g("Relu", g("Add", y, g["r"])), y), {"x": normal(2, 2, 7, 19, 1), "r": normal(3, 2, 5, 19)}, 1e-5)
+
+
+def test_rows_of_any_number():
+    """One artifact for every number of rows: whole tiles, and what is left of each size."""
+    from graphopt.artifact import assemble
+
+    g = Graph(0, x=["N", 40])
+    model = g.model(gelu_erf(g, g("Add", g("MatMul", g["x"], g.weights(40, 70)), normal(1, 70))))
+    program = Llvm(threads=1).build(model, Context())
+    with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
+        for rows in range(1, 34):
+            feeds = {"x": normal(rows, rows, 40)}
+            (want,), (got,) = oracle.run(model, feeds).values(), executable.run(feeds).values()
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_position_embeddings_keep_the_length_s_name():
+    """Token types and positions as BERT's exporters have them: all rows are called as the input's, attention is met."""
+    g = Graph(0, x=["N", "T", 24], mask=["N", 1, 1, "T"])
+    shape = g("Shape", g["x"])
+    n, t = (g("Unsqueeze", g("Gather", shape, np.array(i, np.int64)), np.array([0], np.int64)) for i in (0, 1))
+    zero, one = np.array([0], np.int64), np.array([1], np.int64)
+    positions = g("Slice", np.arange(50, dtype=np.int64)[None], zero, t, one, one)
+    kinds = g("Slice", np.zeros((1, 50), np.int64), zero, t, one, one)
+    both = g("Concat", n, t, axis=0)
+    target = g("Where", g("Equal", both, np.array([-1, -1], np.int64)), np.array([1, 1], np.int64), both)
+    x = g("Add", g("Add", g["x"], g("Gather", g.weights(2, 24), g("Expand", kinds, target))),
+          g("Gather", g.weights(50, 24), positions))  # fmt: skip
+    q, k, v = (
+        g("Transpose", g("Reshape", g("MatMul", x, g.weights(24, 24)), np.array([0, 0, 3, 8], np.int64)), perm=perm)
+        for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+    )
+    y = g("MatMul", g("Softmax", g("Add", g("MatMul", q, k), g["mask"]), axis=-1), v)
+    model = g.model(g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), np.array([0, 0, 24], np.int64)))
+    planned = canonicalise(model.clone())
+    plan(planned, resolve("native"), parallel=False)
+    assert not {"Softmax", "Transpose", "MatMul"} & {node.op_type for node in planned.graph}
+    check(model, {"x": normal(1, 2, 7, 24), "mask": normal(2, 2, 1, 1, 7)}, 1e-5)

@@ -17,7 +17,7 @@ import numpy as np
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels import tile
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch, when
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 INNER = 640  # longest block of the inner dimension: 14 rows of it fill an L1 cache of 36 KiB
@@ -98,15 +98,19 @@ class _Panels:
             self._rest(tiles, rest, 1, first, last, start, stop)
 
     def _rest(self, tiles: Expr, rest: Expr, panels: int, first: int, cols: int, start: int, stop: int) -> None:
-        """Rows past the last whole tile: one smaller tile, or one row at a time when their number is not known."""
+        """Rows past the last whole tile: one smaller tile, or tiles of 8, 4, 2, 1 if their number is not known."""
         done = tiles * self.shape.rows
         if isinstance(rest, int):
             if rest:
                 with loop(panels) as p:
                     self._tile(done, _at(first, p, cols, panels), tile.Shape(rest, cols), start, stop)
             return
-        with loop(panels) as p, loop(rest) as r:
-            self._tile(done + r, _at(first, p, cols, panels), tile.Shape(1, cols), start, stop)
+        sizes = [1 << bit for bit in reversed(range((self.shape.rows - 1).bit_length()))]
+        with loop(panels) as p:
+            for size in sizes:
+                row, block = done + rest // (2 * size) * (2 * size), _at(first, p, cols, panels)
+                with when(rest // size % 2 == 1):
+                    self._tile(row, block, tile.Shape(size, cols), start, stop)
 
     def _tile(
         self, row: Expr, block: Expr, shape: tile.Shape, start: int, stop: int, ahead: list[Expr] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -97,6 +98,7 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     hint = f"{weight.name}_packed"
     group, lanes = c.group, isa.lanes
     scheme = winograd_scheme.best(c, isa)
+    parallel = kernels.threads((c.n, c.oh, c.ow), c.co * c.ci // group * math.prod(c.kernel))
 
     def padded_bias() -> ir.Value:
         key = ("bias", bias, c.co, lanes, group)
@@ -106,35 +108,29 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
         packed = kernels.constant(("depthwise", weight), hint, lambda: depthwise.pack(w))
         shift = kernels.constant(("bias", bias, c.co, 1, 1), f"{weight.name}_bias", lambda: conv.pack_bias(b, c.co, 1))
         symbol = kernels.symbol(
-            ("depthwise", c, epilogue), "depthwise", lambda s: depthwise.make(c, isa, epilogue, kernels.parallel, s)
+            ("depthwise", c, epilogue), "depthwise", lambda s: depthwise.make(c, isa, epilogue, parallel, s)
         )
     elif c.kernel == c.strides == (1, 1) and c.pads == (0, 0, 0, 0) and group == 1:
         g = gemm.Gemm((c.n, c.h, c.w), c.ci, c.co)
         packed = kernels.constant(("gemm", weight, lanes), hint, lambda: gemm.pack(w[:, :, 0, 0].T, lanes))
         shift = padded_bias()
-        symbol = kernels.symbol(
-            ("gemm", g, epilogue), "conv1x1", lambda s: gemm.make(g, isa, epilogue, kernels.parallel, s)
-        )
+        symbol = kernels.symbol(("gemm", g, epilogue), "conv1x1", lambda s: gemm.make(g, isa, epilogue, parallel, s))
     elif scheme is not None:
         packed = kernels.constant(("winograd", weight, lanes, scheme), hint, lambda: winograd.pack(w, lanes, scheme))
         shift = padded_bias()
         symbol = kernels.symbol(
             ("winograd", c, epilogue, scheme),
             f"winograd{scheme.m}",
-            lambda s: winograd.make(c, isa, epilogue, kernels.parallel, s, scheme),
+            lambda s: winograd.make(c, isa, epilogue, parallel, s, scheme),
         )
     elif line.applies(c):
         packed = kernels.constant(("line", weight, lanes), hint, lambda: line.pack(w, lanes))
         shift = padded_bias()
-        symbol = kernels.symbol(
-            ("line", c, epilogue), "line", lambda s: line.make(c, isa, epilogue, kernels.parallel, s)
-        )
+        symbol = kernels.symbol(("line", c, epilogue), "line", lambda s: line.make(c, isa, epilogue, parallel, s))
     else:
         packed = kernels.constant(("direct", weight, lanes, group), hint, lambda: conv.pack(w, lanes, group))
         shift = padded_bias()
-        symbol = kernels.symbol(
-            ("direct", c, epilogue), "conv", lambda s: conv.direct(c, isa, epilogue, kernels.parallel, s)
-        )
+        symbol = kernels.symbol(("direct", c, epilogue), "conv", lambda s: conv.direct(c, isa, epilogue, parallel, s))
     x = node.inputs[0]
     shape = image(node.outputs[0])
     assert x is not None

@@ -63,8 +63,9 @@ def emit(tail: Tail, g: Gemm, kernels: Kernels, twins: Twins) -> ir.Node:
     ]
     if tail.residual is not None:
         inputs.append(twins.first(tail.residual))
+    parallel = kernels.threads(g.rows, g.k * g.co)
     symbol = kernels.symbol(
-        ("dense", g, tail.epilogue), "dense", lambda s: gemm.make(g, kernels.isa, tail.epilogue, kernels.parallel, s)
+        ("dense", g, tail.epilogue), "dense", lambda s: gemm.make(g, kernels.isa, tail.epilogue, parallel, s)
     )
     shape = tail.value.shape
     assert shape is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -12,6 +13,9 @@ from tvm import tirx
 from graphopt.graph import add_constant, fresh_name
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.lowering.support import EXTERNAL
+
+PARALLEL_FROM = 1 << 18
+"""Multiply-adds from which a second thread pays: handing over takes 2.3 us, in which a core does some 200,000."""
 
 
 @dataclasses.dataclass
@@ -32,6 +36,12 @@ class Kernels:
             self._symbols[problem] = symbol
             self.functions[symbol] = make(symbol)
         return self._symbols[problem]
+
+    def threads(self, positions: Sequence[int | str], work: int) -> bool:
+        """Whether to share out a kernel that does `work` multiply-adds at each of `positions`; open ones are many."""
+        sizes = [size for size in positions if isinstance(size, int)]
+        large = len(sizes) < len(positions) or math.prod(sizes) * work >= PARALLEL_FROM
+        return self.parallel and large
 
     def constant(self, key: Hashable, hint: str, make: Callable[[], np.ndarray]) -> ir.Value:
         """A packed constant; equal keys share one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import onnx_ir as ir
 
@@ -65,9 +66,8 @@ def _global_average(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
 def _call_pool(node: ir.Node, c: Conv, count_padding: bool, kernels: Kernels, twins: Twins) -> None:
     maximum = node.op_type == "MaxPool"
     key = ("pool", c, maximum, count_padding)
-    symbol = kernels.symbol(
-        key, "pool", lambda s: pool.make(c, kernels.isa, maximum, count_padding, kernels.parallel, s)
-    )
+    parallel = kernels.threads((c.n, c.oh, c.ow), c.co * math.prod(c.kernel))
+    symbol = kernels.symbol(key, "pool", lambda s: pool.make(c, kernels.isa, maximum, count_padding, parallel, s))
     x, shape = node.inputs[0], image(node.outputs[0])
     assert x is not None
     assert shape is not None

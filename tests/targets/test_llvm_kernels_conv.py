@@ -257,3 +257,31 @@ def test_long_lines(ci: int, co: int, kernel: int, stride: int, pads: tuple[int,
         w=weights(co, ci, kernel, 1),
         b=weights(co, 1).reshape(-1),
     )
+
+
+def test_channel_shuffle_is_one_kernel():
+    check(
+        """g (float[N,6,5,4] x, float[30,2,1,1] w, int64[5] apart, int64[4] back, float[30,1,3,3] v)
+            => (float[N,30,3,2] y) {
+            c = Conv<group = 3>(x, w)
+            r = Reshape(c, apart)
+            t = Transpose<perm = [0, 2, 1, 3, 4]>(r)
+            s = Reshape(t, back)
+            y = Conv<group = 30>(s, v)
+        }""",
+        ["Transpose", "Transpose"],
+        w=weights(30, 2, 1, 1), v=weights(30, 1, 3, 3),
+        apart=np.array([0, 3, 10, 5, 4]), back=np.array([0, 30, 5, 4]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("channels", "size", "beta"), [(37, 5, 0.75), (5, 3, 0.5), (64, 3, 1.0), (3, 7, 0.75)])
+def test_local_response_normalization(channels: int, size: int, beta: float):
+    check(
+        f"""g (float[N,5,5,4] x, float[{channels},5,1,1] w) => (float[N,{channels},5,4] y) {{
+            c = Conv(x, w)
+            y = LRN<size = {size}, alpha = 0.9, beta = {beta}, bias = 2.0>(c)
+        }}""",
+        ["Transpose", "Transpose"],
+        w=weights(channels, 5, 1, 1),
+    )

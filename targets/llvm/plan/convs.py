@@ -104,7 +104,7 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
         key = ("bias", bias, c.co, lanes, group)
         return kernels.constant(key, f"{weight.name}_bias", lambda: conv.pack_bias(b, c.co, lanes, group))
 
-    if group == c.ci == c.co:
+    if group == c.ci == c.co > 1:
         packed = kernels.constant(("depthwise", weight), hint, lambda: depthwise.pack(w))
         shift = kernels.constant(("bias", bias, c.co, 1, 1), f"{weight.name}_bias", lambda: conv.pack_bias(b, c.co, 1))
         symbol = kernels.symbol(

@@ -8,7 +8,7 @@ import math
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, constant_array, fresh_name
-from graphopt.targets.llvm.kernels import pool
+from graphopt.targets.llvm.kernels import lrn, pool
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.plan.convs import window
 from graphopt.targets.llvm.plan.kernels import Kernels, call
@@ -20,7 +20,7 @@ UNARY = frozenset(
 )
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu"})
 POOLS = frozenset({"MaxPool", "AveragePool"})
-KEEPING = UNARY | BINARY | {"Concat", "Split", "Slice", "Resize", "GlobalAveragePool"}
+KEEPING = UNARY | BINARY | {"Concat", "Split", "Slice", "Resize", "GlobalAveragePool", "LRN"}
 """Operators whose results are channels-last if their inputs are (mostly: shapes have a say)."""
 
 
@@ -41,6 +41,8 @@ def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
         return _slice(node, twins)
     if node.op_type == "Resize":
         return _resize(node, twins)
+    if node.op_type == "LRN":
+        return _lrn(node, kernels, twins)
     if node.op_type in UNARY or node.op_type in BINARY:
         return _elementwise(node, twins)
     return False
@@ -111,6 +113,23 @@ def _slice(node: ir.Node, twins: Twins) -> bool:
         return False
     first = max(0, min(start[0] + x.c if start[0] < 0 else start[0], x.c))
     twins.set_parts(node.outputs[0], _cut(twins.parts(source), first, first + y.c))
+    return True
+
+
+def _lrn(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
+    shape, source = image(node.outputs[0]), node.inputs[0]
+    assert shape is not None
+    assert source is not None
+    numbers = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
+    alpha, beta, bias = (node.attributes.get_float(name, default) for name, default in numbers.items())
+    rows = (shape.batch, shape.h, shape.w)
+    p = lrn.Lrn(rows, shape.c, node.attributes.get_int("size", 1), alpha, beta, bias)
+    if beta not in lrn.BETAS or p.size % 2 == 0:  # onnxruntime has no even windows to compare with
+        return False
+    symbol = kernels.symbol(p, "lrn", lambda s: lrn.make(p, kernels.isa, kernels.parallel, s))
+    called = call(symbol, [twins.last(source)], shape.last, node)
+    twins.insert(called)
+    twins.set(node.outputs[0], called.outputs[0])
     return True
 
 

@@ -8,10 +8,10 @@ from tvm import tirx
 
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.kernels.emit import Isa
-from graphopt.targets.llvm.plan import attention, convs, dense, pointwise, rows, through, transposed
+from graphopt.targets.llvm.plan import attention, convs, dense, pointwise, rows, shuffle, through, transposed
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.kernels import Kernels
-from graphopt.targets.llvm.plan.layout import Twins, replace
+from graphopt.targets.llvm.plan.layout import Twins, image, replace
 from graphopt.targets.llvm.plan.simplify import simplify
 from graphopt.targets.llvm.plan.sink import sink
 from graphopt.targets.lowering.origins import does_arithmetic_of
@@ -31,17 +31,21 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     position = {node: index for index, node in enumerate(nodes)}
     attentions = attention.find(nodes)
     taken = {node for match in attentions.values() for node in match.nodes}
+    shuffles = shuffle.find(nodes)
+    taken.update(node for found in shuffles.values() for node in found.nodes)
     tails = _tails(nodes, position, taken)
-    chains = _chains(nodes, tails, taken)
+    chains = _chains(nodes, [found.value for found in (*tails.values(), *shuffles.values())], taken)
     for node in nodes:
         twins.at, twins.newest = node, None
         found = tails.get(node)
-        group = found or attentions.get(node) or chains.get(node)
+        group = found or attentions.get(node) or chains.get(node) or shuffles.get(node)
         twins.replaced = (node,) if group is None else group.nodes
         if found is not None:
             _emit(found, kernels, twins)
         elif node in attentions:
             attention.emit(attentions[node], kernels, twins)
+        elif node in shuffles:
+            shuffle.emit(shuffles[node], kernels, twins)
         elif node in chains:
             pointwise.emit(chains[node], kernels, twins)
         elif node not in taken and not (through.emit(node, kernels, twins) or rows.emit(node, kernels, twins)):
@@ -71,10 +75,13 @@ def _tails(nodes: list[ir.Node], position: dict[ir.Node, int], taken: set[ir.Nod
     return tails
 
 
-def _chains(nodes: list[ir.Node], tails: dict[ir.Node, Tail], taken: set[ir.Node]) -> dict[ir.Node, pointwise.Chain]:
-    """The chain of elementwise nodes that ends at a node, of those that will be channels-last; adds them to `taken`."""
+def _chains(nodes: list[ir.Node], made: list[ir.Value], taken: set[ir.Node]) -> dict[ir.Node, pointwise.Chain]:
+    """The chain of elementwise nodes that ends at a node, of those that will be channels-last; adds them to `taken`.
+
+    `made`: values that kernels yield.
+    """
     chains: dict[ir.Node, pointwise.Chain] = {}
-    last = {found.value for found in tails.values() if found.nodes[0].op_type in ("Conv", "ConvTranspose")}
+    last = {value for value in made if image(value) is not None}
     for node in nodes:
         if node in taken or node.domain != "":
             continue

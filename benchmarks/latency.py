@@ -75,14 +75,19 @@ def main() -> None:
     for row in rows(asked):
         measured.append(row)
         said = row.get("error") or f"{row['graphopt_ms']:.3g} ms, ratio {row['ratio']:.2f}"
+        if asked.out is not None:
+            keep(measured, asked.out)
         print(f"{row['model']}, threads {row['threads']}, batch {row['batch']}: {said}", file=sys.stderr, flush=True)
-    if asked.out is not None:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        whole = {"machine": machine(), "versions": versions(), "geometric_mean": geometric_mean(measured)}
-        asked.out.write_text(json.dumps(whole | {"rows": measured}, indent=1) + "\n")
-        draw(measured, asked.out.with_suffix(".svg"))
     print(json.dumps(measured, indent=1) if asked.json else table(measured))
     sys.exit(any("error" in row for row in measured))
+
+
+def keep(measured: list[dict[str, Any]], path: Path) -> None:
+    """Write the rows so far with machine and versions to `path`, and draw them beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"machine": machine(), "versions": versions(), "geometric_mean": geometric_mean(measured)}
+    path.write_text(json.dumps(whole | {"rows": measured}, indent=1) + "\n")
+    draw(measured, path.with_suffix(".svg"))
 
 
 def _names(text: str) -> list[str]:

@@ -269,3 +269,25 @@ def test_position_embeddings_keep_the_length_s_name():
     plan(planned, resolve("native"), parallel=False)
     assert not {"Softmax", "Transpose", "MatMul"} & {node.op_type for node in planned.graph}
     check(model, {"x": normal(1, 2, 7, 24), "mask": normal(2, 2, 1, 1, 7)}, 1e-5)
+
+
+@EXAMPLES
+@given(st.integers(1, 70), st.booleans(), st.booleans(), st.booleans())
+def test_layer_normalization_written_out(size: int, product: bool, scaled: bool, shifted: bool):
+    g = Graph(0, x=["N", 3, size])
+    centred = g("Sub", g["x"], g("ReduceMean", g["x"], axes=[-1]))
+    square = g("Mul", centred, centred) if product else g("Pow", centred, 2.0)
+    y = g("Div", centred, g("Sqrt", g("Add", g("ReduceMean", square, axes=[2]), 1e-5)))
+    y = g("Mul", y, normal(1, size)) if scaled else y
+    y = g("Add", normal(2, size), y) if shifted else y
+    check(g.model(y), {"x": normal(3, 2, 3, size) + 2}, 1e-5, set())
+
+
+def test_other_normalizations_are_left_alone():
+    """The mean of another axis in one place, and a centred value that is not the squared one."""
+    for axis, twisted in ((1, False), (2, True)):
+        g = Graph(0, x=[2, 9, 9])
+        centred = g("Sub", g["x"], g("ReduceMean", g["x"], axes=[2]))
+        square = g("Pow", g["x"] if twisted else centred, 2.0)
+        y = g("Div", centred, g("Sqrt", g("Add", g("ReduceMean", square, axes=[axis]), 1e-5)))
+        check(g.model(y), {"x": normal(3, 2, 9, 9) + 2}, 1e-5)

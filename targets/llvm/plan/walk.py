@@ -12,6 +12,7 @@ from graphopt.targets.llvm.plan import attention, convs, dense, pointwise, rows,
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, image, replace
+from graphopt.targets.llvm.plan.norms import find_norms
 from graphopt.targets.llvm.plan.simplify import simplify
 from graphopt.targets.llvm.plan.sink import sink
 from graphopt.targets.lowering.origins import does_arithmetic_of
@@ -23,6 +24,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     `model` must be canonical (see `targets/lowering`), with shapes inferred.
     """
     sink(model)
+    find_norms(model)
     simplify(model)
     graph = model.graph
     kernels = Kernels(graph, Isa(cpu.lanes, cpu.registers), parallel)

@@ -285,3 +285,15 @@ def test_local_response_normalization(channels: int, size: int, beta: float):
         ["Transpose", "Transpose"],
         w=weights(channels, 5, 1, 1),
     )
+
+
+@pytest.mark.parametrize("ci", [4, 33])
+def test_convolution_to_one_channel(ci: int):
+    check(
+        f"""g (float[N,{ci},9,8] x, float[1,{ci},5,3] w, float[1] b) => (float[N,1,5,8] y) {{
+            c = Conv<strides = [2, 1], pads = [2, 1, 2, 1]>(x, w, b)
+            y = Relu(c)
+        }}""",
+        ["Reshape", "Transpose"],
+        w=weights(1, ci, 5, 3), b=np.array([0.3], np.float32),
+    )  # fmt: skip

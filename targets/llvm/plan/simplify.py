@@ -20,8 +20,9 @@ def simplify(model: ir.Model) -> None:
     - BatchNormalization at inference: a product and a sum for each channel.
     - ``clip(x + 3, 0, 6) / 6`` is HardSigmoid, ``x`` times it HardSwish, however it is grouped.
     - A convolution followed by arithmetic with one constant for each channel: other weights and bias.
+    - A convolution to one channel: a depthwise one, whose vectors are full, and the sum of its channels.
     """
-    for rewrite in (_sum, _batch_norm, _hard_sigmoid, _hard_swish, _into_convolution):
+    for rewrite in (_sum, _batch_norm, _hard_sigmoid, _hard_swish, _into_convolution, _one_channel):
         for node in list(model.graph):
             if node.domain == "" and node.graph is not None:
                 rewrite(node, model.graph)
@@ -198,3 +199,20 @@ def _into_convolution(node: ir.Node, graph: ir.Graph) -> None:
         old.replace_all_uses_with(output, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         return
+
+
+def _one_channel(node: ir.Node, graph: ir.Graph) -> None:
+    w, x, y = constant_array(node.inputs[1]) if node.op_type == "Conv" else None, node.inputs[0], node.outputs[0]
+    if w is None or w.ndim != 4 or w.shape[0] != 1 or w.shape[1] < 4 or w.shape[2] * w.shape[3] < 4:
+        return
+    if x is None or y.shape is None or w.dtype != np.float32 or node.attributes.get_int("group", 1) != 1:
+        return
+    channels = w.shape[1]
+    each = add_constant(graph, f"{node.name}_each", np.ascontiguousarray(w.transpose(1, 0, 2, 3)))
+    ones = add_constant(graph, f"{node.name}_ones", np.ones((1, channels, 1, 1), np.float32))
+    n, _, *size = y.shape
+    products = ir.val(fresh_name(graph, f"{y.name}_products"), y.dtype, ir.Shape([n, channels, *size]))
+    attributes = {**node.attributes, "group": ir.AttrInt64("group", channels)}
+    name = fresh_name(graph, f"{node.name}_products")
+    graph.insert_before(node, ir.node("Conv", [x, each], attributes, outputs=[products], name=name))
+    _replace(node, "Conv", [products, ones, *node.inputs[2:]])

@@ -291,3 +291,17 @@ def test_other_normalizations_are_left_alone():
         square = g("Pow", g["x"] if twisted else centred, 2.0)
         y = g("Div", centred, g("Sqrt", g("Add", g("ReduceMean", square, axes=[axis]), 1e-5)))
         check(g.model(y), {"x": normal(3, 2, 9, 9) + 2}, 1e-5)
+
+
+@pytest.mark.parametrize("mcpu", ["x86-64-v2", "neoverse-n1"])
+def test_machine_code_for_other_registers(mcpu: str):
+    """Vectors of 4 lanes, with 16 registers and with 32."""
+    from graphopt.targets.llvm.pipeline import compile_module
+    from graphopt.targets.lowering import lower
+
+    g = attention_graph("N", 2, "T", "T", 9, 21, ["N", 1, 1, "T"], True, "after")
+    y = g("LayerNormalization", g("MatMul", g.output, g.weights(42, 30)), normal(1, 30), normal(2, 30), axis=-1)
+    cpu, kernels = resolve(mcpu), {}
+    lowered = lower(g.model(gelu_erf(g, y)), lambda canonical: kernels.update(plan(canonical, cpu, parallel=False)))
+    assert {name.rpartition("_")[0] for name in kernels} >= {"attention", "dense", "layer_norm"}
+    assert not compile_module(lowered, kernels, cpu, parallel=False).unscheduled

@@ -17,6 +17,9 @@ from graphopt.targets.lowering.support import EXTERNAL
 PARALLEL_FROM = 1 << 18
 """Multiply-adds from which a second thread pays: handing over takes 2.3 us, in which a core does some 200,000."""
 
+ELEMENT = 8
+"""Multiply-adds that reading, changing and writing one element counts for."""
+
 
 @dataclasses.dataclass
 class Kernels:

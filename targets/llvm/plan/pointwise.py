@@ -14,7 +14,7 @@ from graphopt.targets.llvm.kernels.epilogue import Activation
 from graphopt.targets.llvm.kernels.formula import Formula
 from graphopt.targets.llvm.kernels.pointwise import Kind, Operation, Pointwise, Segment
 from graphopt.targets.llvm.plan.epilogues import activation_of, simple
-from graphopt.targets.llvm.plan.kernels import Kernels, call
+from graphopt.targets.llvm.plan.kernels import ELEMENT, Kernels, call
 from graphopt.targets.llvm.plan.layout import Part, Twins, constant_to_last, image, is_turned
 
 OPERATIONS = ("Add", "Sub", "Mul", "Div", "Max", "Min")
@@ -170,7 +170,8 @@ def _call(
     segments = tuple(Segment(_channels(part.twin), part.start, part.count, part.scale) for part in parts)
     p = Pointwise(shape.batch, shape.h, shape.w, segments, kinds, steps)
     base = "pointwise" if steps else "concat"
-    symbol = kernels.symbol(p, base, lambda s: pointwise.make(p, kernels.isa, kernels.parallel, s))
+    parallel = kernels.threads((p.n, p.h, p.w), p.channels * ELEMENT)
+    symbol = kernels.symbol(p, base, lambda s: pointwise.make(p, kernels.isa, parallel, s))
     producer = value.producer()
     assert producer is not None
     called = call(symbol, [*(part.twin for part in parts), *operands], shape.last, producer)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.targets.llvm.kernels import layer_norm, softmax
-from graphopt.targets.llvm.plan.kernels import Kernels, call
+from graphopt.targets.llvm.plan.kernels import ELEMENT, Kernels, call
 from graphopt.targets.llvm.plan.layout import Twins, replace
 
 Rows = tuple[int | str, ...]
@@ -19,8 +19,9 @@ def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
         return False
     (rows, size), isa = problem, kernels.isa
     if node.op_type == "Softmax" and node.attributes.get_int("axis", -1) in (-1, len(rows)):
+        parallel = kernels.threads(rows, size * ELEMENT)
         symbol = kernels.symbol(
-            ("softmax", rows, size), "softmax", lambda s: softmax.make(rows, size, isa, kernels.parallel, s)
+            ("softmax", rows, size), "softmax", lambda s: softmax.make(rows, size, isa, parallel, s)
         )
         _call(symbol, [node.inputs[0]], node, twins)
         return True
@@ -50,9 +51,10 @@ def _layer_norm(node: ir.Node, rows: Rows, size: int, kernels: Kernels, twins: T
     if any(v is None or v.shape != ir.Shape([size]) or v.dtype != ir.DataType.FLOAT for v in (scale, bias[0])):
         return False
     epsilon = node.attributes.get_float("epsilon", 1e-5)
+    parallel = kernels.threads(rows, size * ELEMENT)
     symbol = kernels.symbol(
         ("layer_norm", rows, size, epsilon), "layer_norm",
-        lambda s: layer_norm.make(rows, size, epsilon, kernels.isa, kernels.parallel, s),
+        lambda s: layer_norm.make(rows, size, epsilon, kernels.isa, parallel, s),
     )  # fmt: skip
     _call(symbol, [x, scale, bias[0]], node, twins)
     return True

@@ -38,11 +38,12 @@ def merge_calls(module: tvm.IRModule) -> tuple[tvm.IRModule, list[int | str]]:
     main: Any = module[name]
     result = relax.BlockBuilder(tvm.IRModule(dict(module.functions_items()), attrs=module.attrs))  # pyright: ignore
     users = _users(main)
+    kernels = {variable.name_hint for variable in module.get_global_vars()}
     sizes: list[int | str] = []
     blocks: list[relax.BindingBlock] = []
     for block in main.body.blocks:
         bindings: list[Any] = []
-        for run in _runs(block.bindings):
+        for run in _runs(block.bindings, kernels):
             if sum(_is_call(binding) for binding in run) < 2:
                 bindings.extend(run)
                 continue
@@ -56,11 +57,11 @@ def merge_calls(module: tvm.IRModule) -> tuple[tvm.IRModule, list[int | str]]:
     return result.get(), sizes
 
 
-def _runs(bindings: Sequence[Any]) -> Iterator[list[Any]]:
+def _runs(bindings: Sequence[Any], kernels: set[str]) -> Iterator[list[Any]]:
     """The bindings in order: in longest runs of those that can be merged, and those that can't one by one."""
     run: list[Any] = []
     for binding in bindings:
-        if _can_merge(binding):
+        if _can_merge(binding, kernels):
             run.append(binding)
             continue
         if run:
@@ -71,14 +72,15 @@ def _runs(bindings: Sequence[Any]) -> Iterator[list[Any]]:
         yield run
 
 
-def _can_merge(binding: Any) -> bool:
-    """A kernel call or a reshape from tensors of known shapes to one of known shape."""
+def _can_merge(binding: Any, kernels: set[str]) -> bool:
+    """A call of a kernel of this module or a reshape, from tensors of known shapes to one of known shape."""
     value = binding.value if isinstance(binding, relax.VarBinding) else None
     if not isinstance(value, relax.Call) or not _is_tensor(binding.var):
         return False
     if value.op == tvm.ir.Op.get("relax.reshape"):
         return _is_tensor(value.args[0])
-    return _is_call(binding) and all(_is_tensor(a) or isinstance(a.ty, tvm.ir.PrimType) for a in _operands(binding))
+    own = _is_call(binding) and _symbol(value.args[0]) in kernels
+    return own and all(_is_tensor(a) or isinstance(a.ty, tvm.ir.PrimType) for a in _operands(binding))
 
 
 def _is_call(binding: Any) -> bool:

@@ -15,6 +15,7 @@ from graphopt.passes.distil.affine import positions
 from graphopt.passes.distil.moments import relative, standard
 from graphopt.passes.distil.region import Region
 from graphopt.passes.distil.student import Array
+from graphopt.progress import track
 
 if TYPE_CHECKING:
     from graphopt.data import Feeds
@@ -30,7 +31,7 @@ def activations(
     ends = [(region.inputs[0], region.outputs[0]) for region in regions]
     tapped = dict.fromkeys(value for pair in ends for value in pair if not value.is_graph_input())
     session = oracle.Session(model, [str(value.name) for value in tapped])
-    for feeds in batches:
+    for feeds in track(batches, "Gathering activations"):
         values = {**feeds, **session.run(feeds)}
         for region, pair in zip(regions, ends, strict=True):
             bad = [value.name for value in pair if not np.isfinite(values[str(value.name)]).all()]

@@ -6,7 +6,7 @@ Whole nodes go through the plan and the lowering, so that packing, layout and fu
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from graphopt import oracle
@@ -20,8 +20,13 @@ from graphopt.targets.llvm.plan import plan
 from graphopt.targets.lowering.canonical import canonicalise
 from graphopt.testing import random_feeds
 
+# No shrinking: each example compiles a model, and a failure must be told in seconds.
 EXAMPLES = settings(
-    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    phases=[Phase.explicit, Phase.generate],
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

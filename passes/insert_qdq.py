@@ -16,9 +16,9 @@ from graphopt.graph import remove_unused
 from graphopt.passes.quant.arithmetic import scale_and_zero_point
 from graphopt.passes.quant.calibrate import calibrate
 from graphopt.passes.quant.insert import Scale, Weights, add_scale, insert_pair, int32_bias, quantize_bias_of
-from graphopt.passes.quant.observers import Observer, Statistics, propose_range
+from graphopt.passes.quant.observers import Statistics, propose_range
 from graphopt.passes.quant.placement import Placement, concatenated, is_float_activation, operands, place
-from graphopt.passes.quant.spec import QuantSpec
+from graphopt.passes.quant.spec import Observer, QuantSpec
 from graphopt.passes.weights import find_weight, is_weighted, matches, weight_array
 
 LOPSIDED = 64.0
@@ -31,8 +31,8 @@ class InsertQdq(Pass):
 
     activations: "uint8" asymmetric, or "int8" symmetric; one scale per tensor.
     weight_bits: 8, or fewer for head room: 7 can't saturate in x86 kernels without VNNI.
-    observer: how activation ranges follow from calibration: "minmax"; "percentile", without the outermost 0.01 %
-        at each end; "mse", with the least mean squared error.
+    observer: how activation ranges follow from calibration: "minmax", "moving-average", "percentile", "entropy" or
+        "mse"; see `graphopt.passes.quant.observers`.
     power_of_two: scales are powers of two.
     include, exclude: node names or operators, ``*`` allowed; all Conv, ConvTranspose, Gemm, MatMul by default.
 
@@ -83,13 +83,14 @@ class InsertQdq(Pass):
         statistics: Mapping[ir.Value, Statistics],
         report: Report,
     ) -> None:
-        spec = QuantSpec(self.activations, self.activations == "int8", power_of_two=self.power_of_two)
+        symmetric = self.activations == "int8"
+        spec = QuantSpec(self.activations, symmetric, power_of_two=self.power_of_two, observer=self.observer)
         scales: dict[ir.Value, Scale] = {}
         ranges: dict[str, tuple[float, float]] = {}
         pairs: dict[ir.Value, Scale] = {}
         for value, source in placement.scales.items():
             if source not in scales:
-                low, high = propose_range(statistics[source], self.observer, spec)
+                low, high = propose_range(statistics[source], spec)
                 ranges[str(source.name)] = low, high
                 scales[source] = add_scale(graph, str(source.name), *scale_and_zero_point(low, high, spec))
             pairs[insert_pair(graph, value, scales[source], placement.nodes)] = scales[source]

@@ -28,37 +28,50 @@ def scale_and_zero_point(low: Array | float, high: Array | float, spec: QuantSpe
         scale = np.exp2(np.ceil(np.log2(scale)))
     scale = np.minimum(scale, np.finfo(np.float32).max).astype(np.float32)
     zero = np.zeros_like(scale) if spec.symmetric else np.rint(spec.lowest - low / scale)
-    return scale, np.clip(zero, spec.lowest, spec.highest).astype(spec.numpy)
+    return scale, np.clip(zero, spec.lowest, spec.highest).astype(np.int32).astype(spec.numpy)
 
 
 def quantize(x: Array, scale: Array, zero_point: Array, spec: QuantSpec, axis: int | None = None) -> Array:
     """``saturate(round(x / scale) + zero_point)`` in float32, ties to even, as QuantizeLinear does.
 
-    `scale` and `zero_point` are scalars, or vectors along `axis` of `x`.
+    `scale` and `zero_point` are scalars, vectors along `axis` of `x`, or of the rank of `x` with one element per
+    `spec.block` along `axis`. float8 rounds to its nearest number and has no zero point.
     """
-    scale, zero_point = _along(scale, x.ndim, axis), _along(zero_point, x.ndim, axis)
+    scale, zero_point = (_along(p, x.shape, axis, spec.block) for p in (scale, zero_point))
     with np.errstate(over="ignore"):  # a quotient of infinity saturates like any other
-        steps = np.rint(x.astype(np.float32, copy=False) / scale)
-    return np.clip(steps + zero_point.astype(np.float32), spec.lowest, spec.highest).astype(spec.numpy)
+        steps = x.astype(np.float32, copy=False) / scale
+    if spec.is_float:
+        return np.clip(steps, spec.lowest, spec.highest).astype(spec.numpy)
+    steps = np.clip(np.rint(steps) + zero_point.astype(np.float32), spec.lowest, spec.highest)
+    return steps.astype(np.int32).astype(spec.numpy)
 
 
-def dequantize(q: Array, scale: Array, zero_point: Array, axis: int | None = None) -> Array:
+def dequantize(q: Array, scale: Array, zero_point: Array, axis: int | None = None, block: int | None = None) -> Array:
     """``(q - zero_point) * scale`` as float32, as DequantizeLinear does."""
-    difference = q.astype(np.int32) - _along(zero_point, q.ndim, axis).astype(np.int32)
-    return difference.astype(np.float32) * _along(scale, q.ndim, axis)
+    scale, zero_point = (_along(p, q.shape, axis, block) for p in (scale, zero_point))
+    return (q.astype(np.float32) - zero_point.astype(np.float32)) * scale
 
 
-def quantize_weight(
-    weight: Array, axis: int | None, spec: QuantSpec, least: Array | float = 0.0
-) -> tuple[Array, Array, Array]:
-    """The quantized weight, its scale and zero point: one per index of `axis`, or one in all.
+def quantize_weight(weight: Array, spec: QuantSpec, least: Array | float = 0.0) -> tuple[Array, Array, Array]:
+    """The quantized weight, its scale and zero point: one in all, per index of `spec.axis`, or per block of it.
 
     `least`: scales are not smaller than this (see `least_scale`).
     """
-    others = None if axis is None else tuple(a for a in range(weight.ndim) if a != axis % weight.ndim)
-    high = np.maximum(weight.max(axis=others), np.asarray(least) * spec.highest)
-    scale, zero_point = scale_and_zero_point(weight.min(axis=others), high, spec)
-    return quantize(weight, scale, zero_point, spec, axis), scale, zero_point
+    low, high = extremes(weight, spec)
+    scale, zero_point = scale_and_zero_point(low, np.maximum(high, np.asarray(least) * spec.highest), spec)
+    return quantize(weight, scale, zero_point, spec, spec.axis), scale, zero_point
+
+
+def extremes(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
+    """Minimum and maximum of each group of elements that shares a scale."""
+    if spec.axis is None:
+        return weight.min(), weight.max()
+    axis = spec.axis % weight.ndim
+    if spec.block is None:
+        others = tuple(a for a in range(weight.ndim) if a != axis)
+        return weight.min(axis=others), weight.max(axis=others)
+    starts = np.arange(0, weight.shape[axis], spec.block)
+    return np.minimum.reduceat(weight, starts, axis), np.maximum.reduceat(weight, starts, axis)
 
 
 def least_scale(bias: Array, input_scale: Array) -> Array:
@@ -76,9 +89,10 @@ def quantize_bias(bias: Array, scale: Array) -> Array | None:
     return steps.astype(np.int32) if np.all(np.abs(steps) <= INT32_MAX) else None
 
 
-def _along(parameter: Array, rank: int, axis: int | None) -> Array:
+def _along(parameter: Array, shape: tuple[int, ...], axis: int | None, block: int | None) -> Array:
+    """`parameter` so that it broadcasts over an array of `shape`."""
     if axis is None or parameter.ndim == 0:
         return parameter
-    shape = [1] * rank
-    shape[axis] = -1
-    return parameter.reshape(shape)
+    if block is not None:
+        return np.repeat(parameter, block, axis).take(np.arange(shape[axis]), axis)
+    return parameter.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])

@@ -74,7 +74,7 @@ class Weights:
         axis = output_axis(weight)
         bias = int32_bias(node)
         least = 0.0 if bias is None or axis is None else least_scale(bias, input_scale)
-        q, scale, zero_point = quantize_weight(array, axis, self._spec, least)
+        q, scale, zero_point = quantize_weight(array, dataclasses.replace(self._spec, axis=axis), least)
         key = (weight.root, weight.permutation, axis, scale.tobytes())
         if key not in self._made:
             hint = str(weight.root.name)

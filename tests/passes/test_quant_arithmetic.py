@@ -1,6 +1,7 @@
 """The arithmetic of quantization against exact fractions and against onnxruntime; the observers' ranges."""
 
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from graphopt.passes.quant.arithmetic import (
     scale_and_zero_point,
 )
 from graphopt.passes.quant.observers import Statistics, propose_range
-from graphopt.passes.quant.spec import QuantSpec
+from graphopt.passes.quant.spec import Observer, QuantSpec
 
 SPECS = [
     QuantSpec("uint8", False),
@@ -69,7 +70,7 @@ def ort_round_trip(x, scale, zero, axis):
 @settings(max_examples=30, deadline=None)
 @given(
     hnp.arrays(np.float32, (3, 5), elements=st.floats(-100, 100, width=32)),
-    st.sampled_from([s for s in SPECS if s.bits == 8 and not s.symmetric]),
+    st.sampled_from([s for s in SPECS if s.bits is None and not s.symmetric]),
     st.sampled_from([0, 1]),
 )
 def test_bit_for_bit_as_onnxruntime(x, spec, axis):
@@ -118,8 +119,7 @@ def test_powers_of_two():
 
 @given(hnp.arrays(np.float32, (4, 3, 5), elements=st.floats(-9, 9, width=32)), st.sampled_from([None, 0, 1, 2, -1]))
 def test_weights_per_channel(weight, axis):
-    spec = QuantSpec("int8", True)
-    q, scale, zero = quantize_weight(weight, axis, spec)
+    q, scale, zero = quantize_weight(weight, QuantSpec("int8", True, axis=axis))
     assert scale.shape == zero.shape == (() if axis is None else (weight.shape[axis],))
     assert not zero.any()
     assert q.min() >= -127  # never -128
@@ -128,7 +128,7 @@ def test_weights_per_channel(weight, axis):
 
 
 def test_seven_bit_weights_cannot_saturate_int16_sums():
-    q, _, _ = quantize_weight(np.float32([[-3, 3, 1]]), 0, QuantSpec("int8", True, 7))
+    q, _, _ = quantize_weight(np.float32([[-3, 3, 1]]), QuantSpec("int8", True, 7, axis=0))
     assert 2 * 255 * int(np.abs(q).max()) < 2**15
 
 
@@ -149,7 +149,64 @@ def test_specs_validate_themselves():
         QuantSpec("uint8", True)
     with pytest.raises(UsageError, match="bits"):
         QuantSpec("int8", True, 9)
+    for wrong in ({"dtype": "int5"}, {"dtype": "uint4"}, {"dtype": "float8e5m2", "symmetric": False}, {"block": 32}):
+        with pytest.raises(UsageError):
+            QuantSpec(**{"dtype": "int8", "symmetric": True} | wrong)
+    with pytest.raises(UsageError, match="2 or more"):
+        QuantSpec("int4", True, axis=0, block=1)
+    assert [QuantSpec("int4", True, axis=a, block=b).granularity for a, b in ((None, None), (0, None), (0, 16))] == [
+        "tensor",
+        "channel",
+        "block",
+    ]
     assert [(s.lowest, s.highest) for s in SPECS[:5]] == [(0, 255), (-128, 127), (-127, 127), (-63, 63), (-7, 7)]
+
+
+def observing(observer):
+    return QuantSpec("uint8", False, observer=observer)
+
+
+BLOCKS = [QuantSpec(dtype, dtype == "int4", axis=axis, block=3) for dtype in ("int4", "uint4") for axis in (0, 1, -1)]
+
+
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=11), elements=st.floats(-9, 9, width=32))
+)
+@settings(max_examples=40)
+@pytest.mark.parametrize("spec", BLOCKS, ids=str)
+def test_weights_per_block(spec, weight):
+    """Odd sizes too: the last block along the axis is shorter; every block has its own scale, none the neighbour's."""
+    q, scale, zero = quantize_weight(weight, spec)
+    size = weight.shape[spec.axis]
+    assert scale.shape[spec.axis] == zero.shape[spec.axis] == -(-size // 3)
+    error = np.abs(dequantize(q, scale, zero, spec.axis, spec.block) - weight)
+    for k, start in enumerate(range(0, size, 3)):
+        part = np.moveaxis(error, spec.axis, 0)[start : start + 3]
+        alone, _, _ = quantize_weight(
+            np.moveaxis(np.moveaxis(weight, spec.axis, 0)[start : start + 3], 0, spec.axis), spec
+        )
+        np.testing.assert_array_equal(np.moveaxis(q, spec.axis, 0)[start : start + 3], np.moveaxis(alone, spec.axis, 0))
+        assert np.all(part <= 1.001 * np.moveaxis(scale, spec.axis, 0)[k])
+
+
+@pytest.mark.parametrize("dtype", ["float8e4m3fn", "float8e5m2"])
+def test_float8_saturates_and_keeps_its_own_numbers(dtype):
+    spec = QuantSpec(dtype, True)
+    own = np.arange(256, dtype=np.uint8).view(spec.numpy).astype(np.float32)
+    own = own[np.isfinite(own)]
+    one, zero = np.float32(1), np.zeros((), spec.numpy)
+    np.testing.assert_array_equal(dequantize(quantize(own, one, zero, spec), one, zero), own)
+    beyond = np.float32([-1e9, 1e9, 3e38])
+    top = np.abs(own).max()
+    np.testing.assert_array_equal(dequantize(quantize(beyond, one, zero, spec), one, zero), [-top, top, top])
+
+
+def test_sixteen_bits():
+    x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    for dtype in ("int16", "uint16"):
+        spec = QuantSpec(dtype, dtype == "int16")
+        scale, zero = scale_and_zero_point(x.min(), x.max(), spec)
+        assert np.abs(dequantize(quantize(x, scale, zero, spec), scale, zero) - x).max() <= 0.51 * scale
 
 
 def seen(*parts):
@@ -180,10 +237,24 @@ def test_statistics_take_constant_memory_and_count_right():
 def test_percentile_drops_outliers_and_minmax_keeps_them():
     values = np.concatenate([np.random.default_rng(0).uniform(-1, 3, 100_000), [1000.0]])
     statistics = seen(values)
-    assert propose_range(statistics, "minmax", SPECS[0]) == (values.min().astype(np.float32), 1000)
-    low, high = propose_range(statistics, "percentile", SPECS[0])
+    assert propose_range(statistics, observing("minmax")) == (values.min().astype(np.float32), 1000)
+    low, high = propose_range(statistics, observing("percentile"))
     assert -1.1 < low < -0.9
     assert 2.9 < high < 3.2
+
+
+def test_entropy_clips_a_thin_tail_and_keeps_the_bulk():
+    bulk = np.random.default_rng(0).standard_normal(200_000)
+    low, high = propose_range(seen(np.concatenate([bulk, [-30.0, 30.0]])), observing("entropy"))
+    assert -10 < low < -3
+    assert 3 < high < 10
+
+
+def test_moving_average_forgets():
+    statistics = seen([0.0, 100.0], *[[0.0, 1.0]] * 60)
+    _, high = propose_range(statistics, observing("moving-average"))
+    assert 1 < high < 1.3
+    assert propose_range(seen([-1.0, 3.0]), observing("moving-average")) == (-1, 3)
 
 
 @pytest.mark.parametrize("spec", SPECS[:3], ids=str)
@@ -194,16 +265,16 @@ def test_mse_finds_the_best_share_of_the_range(spec):
         scale, zero = scale_and_zero_point(low, high, spec)
         return np.mean((dequantize(quantize(values, scale, zero, spec), scale, zero) - values) ** 2)
 
-    found = error(*propose_range(seen(values), "mse", spec))
+    found = error(*propose_range(seen(values), spec))
     searched = min(error(share * values.min(), share * values.max()) for share in np.linspace(0.1, 1, 200))
     assert found < 1.01 * searched
     assert found < 0.95 * error(values.min(), values.max())
 
 
-@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("observer", get_args(Observer))
 @pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [-2.0], [0.0, 1e-30]])
 def test_degenerate_tensors_have_finite_ranges(observer, values):
-    low, high = propose_range(seen(values), observer, SPECS[0])
+    low, high = propose_range(seen(values), observing(observer))
     assert np.isfinite([low, high]).all()
     assert low <= high
 

@@ -6,9 +6,9 @@ With per-channel scales s_x (input), s_w (weight), s_y (output) and the multipli
 
 `acc + bias` wraps around in int32. Two ways to round, named by the machine's `requantise`:
 
-* ``float32``: ``acc + bias`` is converted to float32 (nearest even), multiplied by float32 m, rounded to the nearest
-  integer, halves to even. This equals onnxruntime's QLinearConv of int8 by int8 bit for bit; m is computed in
-  float32 as ``(s_x * s_w) / s_y``, in that order.
+* ``float32``: that of `graphopt.targets.integer.reference`: ``acc + bias`` is converted to float32 (nearest even),
+  multiplied by float32 m, rounded to the nearest integer, halves to even. This equals onnxruntime's QLinearConv of int8
+  by int8 bit for bit; m is computed in float32 as ``(s_x * s_w) / s_y``, in that order.
 * ``fixed31``: m = M * 2^-shift with the integer M in [2^30, 2^31); the result is
   ``((acc + bias) * M + 2^(shift-1)) >> shift`` in int64: halves round up. Differs from ``float32`` by at most 1.
 """
@@ -18,6 +18,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
+
+from graphopt.targets.integer import reference
 
 Array = np.ndarray[Any, Any]
 Mode = Literal["float32", "fixed31"]
@@ -52,11 +54,8 @@ def requantise(acc: Array, records: Array, mode: Mode, zero: int, low: int, high
     """int32 `acc` of shape (channels, positions) to int32 values in [low, high]."""
     total = acc + records["bias"][:, None]
     if mode == "float32":
-        scaled = total.astype(np.float32)
-        scaled *= np.ascontiguousarray(records["multiplier"]).view(np.float32)[:, None]
-        np.rint(scaled, out=scaled)
-        # |low - zero|, |high - zero| <= 383: exact in float32, and clamping first keeps the cast in range.
-        return np.clip(scaled, low - zero, high - zero, out=scaled).astype(np.int32) + zero
+        m = np.ascontiguousarray(records["multiplier"]).view(np.float32)[:, None]
+        return reference.requantise(total, m, zero, low, high)
     shift = records["shift"].astype(np.int64)[:, None]
     product = total.astype(np.int64) * records["multiplier"].astype(np.int64)[:, None]
     rounded = (product + (np.int64(1) << (shift - 1))) >> shift

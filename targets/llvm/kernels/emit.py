@@ -41,13 +41,13 @@ class Function:
         """A dimension as an int64 expression."""
         return self.symbol(size) if isinstance(size, str) else i64(size)
 
-    def argument(self, name: str, shape: Sequence[int | str]) -> Any:
-        """A float32 buffer argument; strings in `shape` are symbolic dimensions."""
-        return T.arg(name, T.buffer([self.dim(d) for d in shape], "float32"))
+    def argument(self, name: str, shape: Sequence[int | str], dtype: str = "float32") -> Any:
+        """A buffer argument; strings in `shape` are symbolic dimensions."""
+        return T.arg(name, T.buffer([self.dim(d) for d in shape], dtype))
 
     def matrix(self, whole: Any, shape: Sequence[int | str]) -> Any:
         """The buffer `whole` of `shape` seen as a matrix: all dimensions but the last are one. After all arguments."""
-        return T.decl_buffer([i64(self.product(shape[:-1])), self.dim(shape[-1])], "float32", data=whole.data)
+        return T.decl_buffer([i64(self.product(shape[:-1])), self.dim(shape[-1])], whole.dtype, data=whole.data)
 
     def product(self, shape: Sequence[int | str]) -> Expr:
         """The number of elements of `shape`: an int when all dimensions are."""
@@ -117,14 +117,14 @@ def named(value: Expr) -> Expr:
     return T.Bind(value)
 
 
-def registers(elements: int) -> Any:
-    """A local float32 array; LLVM keeps it in registers when every index is a constant."""
-    return T.alloc_buffer((elements,), "float32", scope="local")
+def registers(elements: int, dtype: str = "float32") -> Any:
+    """A local array; LLVM keeps it in registers when every index is a constant."""
+    return T.alloc_buffer((elements,), dtype, scope="local")
 
 
-def scratch(shape: Sequence[Expr]) -> Any:
-    """A float32 workspace, allocated by the runtime for each call (each thread's own inside a parallel loop)."""
-    return T.alloc_buffer(tuple(map(i64, shape)), "float32", scope="global")
+def scratch(shape: Sequence[Expr], dtype: str = "float32") -> Any:
+    """A workspace, allocated by the runtime for each call (each thread's own inside a parallel loop)."""
+    return T.alloc_buffer(tuple(map(i64, shape)), dtype, scope="global")
 
 
 @contextlib.contextmanager

@@ -53,11 +53,19 @@ class Kernels:
         return self._constants[key]
 
 
-def call(symbol: str, inputs: Sequence[ir.Value], shape: Sequence[int | ir.SymbolicDim], like: ir.Node) -> ir.Node:
-    """A node that calls the kernel `symbol`; its one output has `shape` and the type of the first output of `like`."""
+def call(
+    symbol: str,
+    inputs: Sequence[ir.Value],
+    shape: Sequence[int | ir.SymbolicDim],
+    like: ir.Node,
+    dtype: ir.DataType | None = None,
+) -> ir.Node:
+    """A node that calls the kernel `symbol`; its one output has `shape`, and `dtype` or that of `like`."""
     graph = like.graph
     assert isinstance(graph, ir.Graph)
-    output = ir.val(fresh_name(graph, f"{like.outputs[0].name}_kernel"), like.outputs[0].dtype, ir.Shape(shape))
+    output = ir.val(
+        fresh_name(graph, f"{like.outputs[0].name}_kernel"), dtype or like.outputs[0].dtype, ir.Shape(shape)
+    )
     return ir.node(
         EXTERNAL[1],
         inputs,

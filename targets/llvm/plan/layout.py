@@ -17,6 +17,7 @@ from graphopt.graph import add_constant, derive, fresh_name
 from graphopt.targets.lowering.support import EXTERNAL
 
 Dim = int | ir.SymbolicDim
+KINDS = (ir.DataType.FLOAT, ir.DataType.UINT8)
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -162,8 +163,8 @@ class Image(NamedTuple):
 
 
 def image(value: ir.Value | None) -> Image | None:
-    """The shape of a float32 value (N, C, H, W) or (N, C, L) of which all but the batch is known, else None."""
-    if value is None or not value.shape or value.dtype != ir.DataType.FLOAT:
+    """The shape of a float32 or uint8 value (N, C, H, W) or (N, C, L); None unless all but the batch is known."""
+    if value is None or not value.shape or value.dtype not in KINDS:
         return None
     n, *known = value.shape
     sizes = [d for d in known if isinstance(d, int) and d > 0]

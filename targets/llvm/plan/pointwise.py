@@ -94,7 +94,8 @@ def _is_in_one_piece(value: ir.Value) -> bool:
 
 def _same(value: ir.Value, output: ir.Value) -> bool:
     shape = image(value)
-    return shape is not None and value.shape == output.shape and shape == image(output)
+    same = shape is not None and value.shape == output.shape and shape == image(output)
+    return same and value.dtype == output.dtype == ir.DataType.FLOAT
 
 
 def _operation(node: ir.Node, value: ir.Value, index: int) -> tuple[Operation, tuple[ir.Value, Kind]] | None:

@@ -41,6 +41,8 @@ def _starting(node: ir.Node) -> Shuffle | None:
     source, apart = node.inputs[0], node.outputs[0].shape
     if image(source) is None or source.shape is None or len(source.shape) != 4 or apart is None or len(apart) != 5:
         return None
+    if source.dtype != ir.DataType.FLOAT:
+        return None
     n, groups, each, *size = apart
     if not isinstance(groups, int) or not isinstance(each, int) or [n, groups * each, *size] != list(source.shape):
         return None

@@ -28,6 +28,8 @@ def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
     """Compute `node` channels-last if that fits it; says whether it did."""
     if node.domain != "" or not node.outputs or image(node.outputs[0]) is None:
         return False
+    if node.outputs[0].dtype != ir.DataType.FLOAT:
+        return False
     if node.op_type in POOLS:
         return _pool(node, kernels, twins)
     if node.op_type == "GlobalAveragePool":

@@ -8,8 +8,9 @@ from tvm import tirx
 
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.kernels.emit import Isa
-from graphopt.targets.llvm.plan import attention, convs, dense, pointwise, rows, shuffle, through, transposed
+from graphopt.targets.llvm.plan import attention, convs, dense, integer, pointwise, rows, shuffle, through, transposed
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
+from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, image, replace
 from graphopt.targets.llvm.plan.norms import find_norms
@@ -23,6 +24,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
 
     `model` must be canonical (see `targets/lowering`), with shapes inferred.
     """
+    make_unsigned(model)
     sink(model)
     find_norms(model)
     simplify(model)
@@ -31,8 +33,10 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     twins = Twins(graph, lambda value, parts: pointwise.gather(value, parts, kernels, twins))
     nodes = list(graph)
     position = {node: index for index, node in enumerate(nodes)}
+    regions = integer.find(nodes)
+    taken = {node for region in regions.values() for node in region.nodes}
     attentions = attention.find(nodes)
-    taken = {node for match in attentions.values() for node in match.nodes}
+    taken.update(node for match in attentions.values() for node in match.nodes)
     shuffles = shuffle.find(nodes)
     taken.update(node for found in shuffles.values() for node in found.nodes)
     tails = _tails(nodes, position, taken)
@@ -40,9 +44,11 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
     for node in nodes:
         twins.at, twins.newest = node, None
         found = tails.get(node)
-        group = found or attentions.get(node) or chains.get(node) or shuffles.get(node)
+        group = regions.get(node) or found or attentions.get(node) or chains.get(node) or shuffles.get(node)
         twins.replaced = (node,) if group is None else group.nodes
-        if found is not None:
+        if node in regions:
+            integer.emit(regions[node], kernels, twins)
+        elif found is not None:
             _emit(found, kernels, twins)
         elif node in attentions:
             attention.emit(attentions[node], kernels, twins)
@@ -69,7 +75,9 @@ def _tails(nodes: list[ir.Node], position: dict[ir.Node, int], taken: set[ir.Nod
     """The tail that ends at a node; their nodes are added to those `taken`. Later convolutions choose first."""
     tails: dict[ir.Node, Tail] = {}
     for node in reversed(nodes):
-        if all(problem(node) is None for problem in (convs.problem, dense.problem, transposed.problem)):
+        if node in taken or all(
+            problem(node) is None for problem in (convs.problem, dense.problem, transposed.problem)
+        ):
             continue
         found = tail(node, position, taken)
         tails[found.last] = found

@@ -21,6 +21,7 @@ from graphopt.errors import UsageError
 from graphopt.pipeline.spec import Item, parse_item, parse_list
 
 PASSES: dict[str, str] = {
+    "correct-bias": "graphopt.passes.correct_bias:CorrectBias",
     "eliminate-common-subexpressions": "graphopt.passes.eliminate_common:EliminateCommonSubexpressions",
     "eliminate-identity": "graphopt.passes.eliminate_identity:EliminateIdentity",
     "fold-batch-norm": "graphopt.passes.fold_batch_norm:FoldBatchNorm",

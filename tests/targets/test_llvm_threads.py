@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from graphopt import oracle
+from graphopt.base import Context
+from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.cpu import native
 from graphopt.testing import from_text
 
@@ -32,3 +35,22 @@ def test_only_work_that_outweighs_the_hand_over_is_shared_out(batch, size, share
 
 def test_one_thread_never_hands_over():
     assert parallel_kernels(1, 64, parallel=False) == [False]
+
+
+@pytest.mark.parametrize("channels", [48, 384], ids=["many blocks", "steps of one large block"])
+def test_winograd_on_two_threads(channels):
+    """Large weights make one block of all tiles, whose steps are shared out instead of blocks."""
+    from graphopt.artifact import assemble
+
+    rng = np.random.default_rng(0)
+    shape = f"1,{channels},30,26"
+    inputs = f"float[{shape}] x, float[{channels},{channels},3,3] w"
+    text = f"g ({inputs}) => (float[{shape}] y) {{ y = Conv<pads=[1,1,1,1]>(x, w) }}"
+    w = rng.standard_normal((channels, channels, 3, 3)).astype(np.float32)
+    model = from_text(f"{HEADER} {text}", w=w / np.float32(3 * channels**0.5))
+    feeds = {"x": rng.standard_normal((1, channels, 30, 26)).astype(np.float32)}
+    want = oracle.run(model, feeds)["y"]
+    parts = {"target": "llvm", "before": model, "after": model, "report": {}}
+    with assemble(Llvm().build(model, Context()), **parts, threads=2) as executable:
+        for _ in range(10):
+            np.testing.assert_allclose(executable.run(feeds)["y"], want, rtol=0, atol=2e-5 * np.abs(want).max())

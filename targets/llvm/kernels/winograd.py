@@ -4,8 +4,8 @@
 
 (A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015) for each m x m tile of the output, d its
 (m+2) x (m+2) input tile, g a kernel; summed over input channels, the product in the middle is (m+2)^2 matrix products
-[tiles, CI] x [CI, CO]. Tiles go in blocks whose transformed inputs and products stay in the L2 cache; G g G^T is
-computed when the model is compiled. Only for stride 1 without dilation. The relative error of F(4x4) is a few 1e-6,
+[tiles, CI] x [CI, CO]. Tiles go in blocks (see `winograd_scheme.tiles_at_once`); G g G^T is computed when the model is
+compiled. Only for stride 1 without dilation. The relative error of F(4x4) is a few 1e-6,
 against a few 1e-7 of the direct form.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,10 +36,9 @@ from graphopt.targets.llvm.kernels.emit import (
     when,
 )
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
-from graphopt.targets.llvm.kernels.winograd_scheme import F4, Scheme
+from graphopt.targets.llvm.kernels.winograd_scheme import F4, Scheme, tiles_at_once
 
-CACHE = 3 << 19  # bytes of L2 for a block's transformed inputs and products
-RESIDENT = 1 << 20  # bytes of transformed weights that stay in L2 from block to block
+SHARED_FROM = 4  # blocks to share out among threads; fewer large ones are shared out step by step
 
 
 def pack(weight: np.ndarray[Any, Any], lanes: int, scheme: Scheme = F4) -> np.ndarray[Any, Any]:
@@ -59,7 +57,7 @@ def make(
 ) -> tirx.PrimFunc:
     """``f(x, weights, bias[, residual], y)`` for packed weights and bias."""
     a2, across, tiles = scheme.a**2, -(-c.ow // scheme.m), scheme.tiles(c)
-    blocks, block = -(-c.co // isa.lanes), _block(c, scheme)
+    blocks, block = -(-c.co // isa.lanes), tiles_at_once(c, scheme)
     with function(name) as (f, made):
         x = f.argument("x", [c.n, c.h, c.w, c.ci])
         w = f.argument("w", [a2, blocks, c.ci, isa.lanes])
@@ -67,30 +65,19 @@ def make(
         residual = f.argument("r", [c.n, c.oh, c.ow, c.co]) if epilogue.residual else None
         y = f.argument("y", [c.n, c.oh, c.ow, c.co])
         per_image = -(-tiles // block)
-        with loop(f.dim(c.n) * per_image, parallel=parallel) as p:
+        within = parallel and (c.n if isinstance(c.n, int) else 1) * per_image < SHARED_FROM
+        with loop(f.dim(c.n) * per_image, parallel=parallel and not within) as p:
             n, first = p // per_image, p % per_image * block
             count = tirx.Min(tirx.IntImm("int64", block), tiles - first) if tiles % block else block
             v, m = scratch([a2, _stride(block * c.ci)]), scratch([a2, _stride(block * blocks * isa.lanes)])
             steps = _Block(scheme, c, isa, epilogue, x, w, b, residual, y, v, m, n)
-            with loop(count) as t:
+            with loop(count, parallel=within) as t:
                 steps.transform_input((first + t) // across, (first + t) % across, t)
-            with loop(a2) as xi:
+            with loop(a2, parallel=within) as xi:
                 steps.multiply(xi, block)
-            with loop(count) as t:
+            with loop(count, parallel=within) as t:
                 steps.transform_output((first + t) // across, (first + t) % across, t)
     return made[0]
-
-
-def _block(c: Conv, scheme: Scheme) -> int:
-    """Tiles in a block, all blocks of about one size.
-
-    Small weights stay in the L2 cache beside a block of 14; large ones come from further away for each block, so
-    blocks are as large as the L2 cache allows.
-    """
-    tiles, a2 = scheme.tiles(c), scheme.a**2
-    resident = a2 * c.ci * c.co * 4 <= RESIDENT
-    most = 14 if resident else max(14, CACHE // (a2 * (c.ci + c.co) * 4))
-    return math.ceil(tiles / math.ceil(tiles / most))
 
 
 def _stride(elements: int) -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa, pieces
 
 MEMORY = 9.0  # bytes a ns that one core of a server streams from memory
+CACHE = 3 << 19  # bytes of L2 for a block's transformed inputs and products
+RESIDENT = 1 << 20  # bytes of transformed weights that stay in L2 from block to block
+SCATTERED = 6  # see `traffic`; measured
+SMALL = 14  # tiles of a block beside resident weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +70,30 @@ def applies(c: Conv, isa: Isa) -> bool:
     return all(len(pieces(channels % isa.lanes, isa.lanes)) <= 1 for channels in (c.ci, c.co))
 
 
+def traffic(c: Conv, scheme: Scheme, block: int) -> int:
+    """Bytes from beyond the L2 cache for one image in blocks of so many tiles.
+
+    The transformed weights come once for each block, unless they stay in the cache. Of a block's transformed inputs and
+    products, what the cache doesn't hold is written and read in (m+2)^2 strands; a byte of that took as long as
+    `SCATTERED` bytes of weights.
+    """
+    weights, held = 4 * scheme.a**2 * c.ci * c.co, 4 * scheme.a**2 * (c.ci + c.co) * block
+    blocks = -(-scheme.tiles(c) // block)
+    return weights * (1 if weights <= RESIDENT else blocks) + SCATTERED * blocks * max(0, held - CACHE)
+
+
+def tiles_at_once(c: Conv, scheme: Scheme) -> int:
+    """Tiles in a block: of blocks of about one size, the one with the least `traffic`; the smallest of equals."""
+    tiles = scheme.tiles(c)
+    blocks = {math.ceil(tiles / count) for count in range(1, math.ceil(tiles / SMALL) + 1)}
+    return min(blocks, key=lambda block: (traffic(c, scheme, block), block))
+
+
 def best(c: Conv, isa: Isa) -> Scheme | None:
     """The scheme that is estimated to be fastest for a batch of one; None where the direct form is.
 
-    The model: multiply-adds at the rates that the kernels reach, or the weights at the speed of memory (transformed
-    ones are 4 or 1.8 times larger), whichever takes longer, and the transforms.
+    The model: multiply-adds at the rates that the kernels reach, or what comes through memory (transformed weights are
+    4 or 1.8 times larger), whichever takes longer, and the transforms.
     """
     if not applies(c, isa):
         return None
@@ -80,5 +104,6 @@ def best(c: Conv, isa: Isa) -> Scheme | None:
         tiles, products = scheme.tiles(c), scheme.a**2
         compute = tiles * products * c.ci * c.co * 2 / (flops * 0.85)
         transforms = tiles * products * (c.ci + c.co) * 0.13
-        estimates[scheme] = max(compute, products * 4 * c.ci * c.co / MEMORY) + transforms
+        moved = traffic(c, scheme, tiles_at_once(c, scheme)) / MEMORY
+        estimates[scheme] = max(compute, moved) + transforms
     return min(estimates, key=lambda scheme: estimates[scheme])

@@ -24,6 +24,7 @@ PASSES: dict[str, str] = {
     "correct-bias": "graphopt.passes.correct_bias:CorrectBias",
     "eliminate-common-subexpressions": "graphopt.passes.eliminate_common:EliminateCommonSubexpressions",
     "eliminate-identity": "graphopt.passes.eliminate_identity:EliminateIdentity",
+    "equalize-channels": "graphopt.passes.equalize_channels:EqualizeChannels",
     "fold-batch-norm": "graphopt.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
     "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",

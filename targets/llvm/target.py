@@ -38,13 +38,18 @@ class Llvm(Target):
         from graphopt.targets.llvm.cpu import resolve
         from graphopt.targets.llvm.link import to_library
         from graphopt.targets.llvm.pipeline import compile_module
-        from graphopt.targets.llvm.plan import plan
+        from graphopt.targets.llvm.plan import plan, turn
         from graphopt.targets.lowering import lower
 
         cpu = resolve(self.mcpu)
         parallel = self.threads != 1
         kernels: dict[str, tirx.PrimFunc] = {}
-        lowered = lower(model, lambda canonical: kernels.update(plan(canonical, cpu, parallel)))
+
+        def onto_kernels(canonical: ir.Model) -> None:
+            kernels.update(plan(canonical, cpu, parallel))
+            kernels.update(turn(canonical, cpu, parallel))
+
+        lowered = lower(model, onto_kernels)
         compiled = compile_module(lowered, kernels, cpu, parallel)
         return Program(
             library=to_library(compiled.executable, cpu.triple),

@@ -1,8 +1,8 @@
 """Passes over whole values, channels-last: take channels of several inputs, then arithmetic and activations on them.
 
-Without steps this is a concatenation or a slice along the channels, or repeats positions (nearest-neighbour
-upsampling); with them, one read of every input and one write for any chain of elementwise operators. A concatenation
-that only such a pass reads is never written itself.
+Without steps this is a concatenation or a slice, or repeats positions (nearest-neighbour upsampling); with them, one
+read of every input and one write for any chain of elementwise operators. A concatenation that only such a pass reads
+is never written itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, splat, store
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, named, runs, splat, store
 from graphopt.targets.llvm.kernels.epilogue import Activation
 from graphopt.targets.llvm.kernels.formula import Formula
 
@@ -23,12 +23,18 @@ Kind = Literal["full", "channel", "image", "pixel"]
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Channels [start, start + count) of an input with `channels` of them, each position read `scale` times."""
+    """Channels [start, start + count) of an input [n, *size, channels], for place p at ``p // scale * step + offset``.
 
+    Down and across alike.
+    """
+
+    size: tuple[int, int]
     channels: int
     start: int
     count: int
     scale: tuple[int, int] = (1, 1)
+    step: tuple[int, int] = (1, 1)
+    offset: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Pointwise:
 def make(p: Pointwise, isa: Isa, parallel: bool, name: str = "pointwise") -> tirx.PrimFunc:
     """``f(x0, x1, ..., operand0, operand1, ..., y)``."""
     with function(name) as (f, made):
-        shapes: list[list[int | str]] = [[p.n, p.h // s.scale[0], p.w // s.scale[1], s.channels] for s in p.segments]
+        shapes: list[list[int | str]] = [[p.n, *s.size, s.channels] for s in p.segments]
         shapes += [p.operand_shape(kind) for kind in p.operands]
         shapes.append([p.n, p.h, p.w, p.channels])
         arguments = [f.argument(f"x{i}", shape) for i, shape in enumerate(shapes)]
@@ -131,8 +137,13 @@ def _segment(
 
 def _source(p: Pointwise, segment: Segment, row: Expr) -> Expr:
     """The row of a segment's input that output row `row`, counted over images and lines, reads."""
-    down, across = segment.scale
-    if segment.scale == (1, 1):
-        return row
+    (down, across), (down_step, across_step), (top, left) = segment.scale, segment.step, segment.offset
+    height, width = segment.size
     line, column = row // p.w, row % p.w
-    return line // down * (p.w // across) + column // across  # images are p.h lines, a multiple of `down`
+    if segment.step == (1, 1) and segment.offset == (0, 0) and p.h == height * down and p.w == width * across:
+        if segment.scale == (1, 1):
+            return row
+        return line // down * width + column // across  # images are p.h lines, a multiple of `down`
+    image, line = line // p.h, line % p.h
+    line, column = line // down * down_step + top, column // across * across_step + left
+    return named((image * height + line) * width + column)

@@ -6,6 +6,7 @@ and dense layers take the residual addition and the activation that follow them 
 to TVM's operators.
 """
 
+from graphopt.targets.llvm.plan.transposes import turn
 from graphopt.targets.llvm.plan.walk import plan
 
-__all__ = ["plan"]
+__all__ = ["plan", "turn"]

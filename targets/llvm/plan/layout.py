@@ -23,12 +23,17 @@ TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Channels [start, start + count) of a twin, each position repeated `scale` times down and across."""
+    """Channels [start, start + count) of a twin at positions that the place p of the result, down and across, gives.
+
+    Position ``p // scale * step + offset``: `scale` repeats positions, `step` and `offset` leave some out.
+    """
 
     twin: ir.Value
     start: int
     count: int
     scale: tuple[int, int] = (1, 1)
+    step: tuple[int, int] = (1, 1)
+    offset: tuple[int, int] = (0, 0)
 
 
 class Twins:

@@ -168,7 +168,7 @@ def _call(
 ) -> ir.Value:
     shape = image(value)
     assert shape is not None
-    segments = tuple(Segment(_channels(part.twin), part.start, part.count, part.scale) for part in parts)
+    segments = tuple(map(_segment, parts))
     p = Pointwise(shape.batch, shape.h, shape.w, segments, kinds, steps)
     base = "pointwise" if steps else "concat"
     parallel = kernels.threads((p.n, p.h, p.w), p.channels * ELEMENT)
@@ -180,9 +180,11 @@ def _call(
     return called.outputs[0]
 
 
-def _channels(twin: ir.Value) -> int:
-    """Channels of a twin."""
-    assert twin.shape is not None
-    channels = twin.shape[-1]
+def _segment(part: Part) -> Segment:
+    """What the kernel needs to know of `part`."""
+    assert part.twin.shape is not None
+    height, width, channels = part.twin.shape[1:]
+    assert isinstance(height, int)
+    assert isinstance(width, int)
     assert isinstance(channels, int)
-    return channels
+    return Segment((height, width), channels, part.start, part.count, part.scale, part.step, part.offset)

@@ -10,9 +10,10 @@ import onnx_ir as ir
 from graphopt.graph import add_constant, constant_array, fresh_name
 from graphopt.targets.llvm.kernels import lrn, pool
 from graphopt.targets.llvm.kernels.conv import Conv
+from graphopt.targets.llvm.plan import slices
 from graphopt.targets.llvm.plan.convs import window
 from graphopt.targets.llvm.plan.kernels import Kernels, call
-from graphopt.targets.llvm.plan.layout import Part, Twins, constant_to_last, image, is_turned
+from graphopt.targets.llvm.plan.layout import Twins, constant_to_last, image, is_turned
 
 UNARY = frozenset(
     {"Abs", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu"}
@@ -34,13 +35,13 @@ def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
         return _pool(node, kernels, twins)
     if node.op_type == "GlobalAveragePool":
         return _global_average(node, kernels, twins)
-    if not any(twins.known(v) for v in node.inputs):
+    if not any(twins.known(v) for v in node.inputs) and not slices.joined(node):
         return False
     rank = len(node.outputs[0].shape or ())
     if node.op_type in ("Concat", "Split") and node.attributes.get_int("axis", 0) in (1, 1 - rank):
         return _concat(node, twins) if node.op_type == "Concat" else _split(node, twins)
     if node.op_type == "Slice":
-        return _slice(node, twins)
+        return slices.emit(node, twins)
     if node.op_type == "Resize":
         return _resize(node, twins)
     if node.op_type == "LRN":
@@ -99,22 +100,8 @@ def _split(node: ir.Node, twins: Twins) -> bool:
     for output in node.outputs:
         shape = image(output)
         assert shape is not None
-        twins.set_parts(output, _cut(twins.parts(source), start, start + shape.c))
+        twins.set_parts(output, slices.cut(twins.parts(source), start, start + shape.c))
         start += shape.c
-    return True
-
-
-def _slice(node: ir.Node, twins: Twins) -> bool:
-    """Slice along the channels, by steps of one."""
-    constants = [constant_array(v) for v in node.inputs[1:]]
-    source, x, y = node.inputs[0], image(node.inputs[0]), image(node.outputs[0])
-    if source is None or x is None or y is None or len(constants) < 3 or any(c is None for c in constants):
-        return False
-    start, _, axis, *step = [c.reshape(-1).tolist() for c in constants if c is not None]
-    if axis not in ([1], [1 - len(source.shape or ())]) or step not in ([], [[1]]):
-        return False
-    first = max(0, min(start[0] + x.c if start[0] < 0 else start[0], x.c))
-    twins.set_parts(node.outputs[0], _cut(twins.parts(source), first, first + y.c))
     return True
 
 
@@ -153,17 +140,6 @@ def _resize(node: ir.Node, twins: Twins) -> bool:
     parts = [dataclasses.replace(p, scale=(p.scale[0] * down, p.scale[1] * across)) for p in twins.parts(source)]
     twins.set_parts(node.outputs[0], parts)
     return True
-
-
-def _cut(parts: tuple[Part, ...], start: int, stop: int) -> list[Part]:
-    """Channels [start, stop) of what consists of `parts`."""
-    found: list[Part] = []
-    for part in parts:
-        low, high = max(start, 0), min(stop, part.count)
-        if low < high:
-            found.append(Part(part.twin, part.start + low, high - low, part.scale))
-        start, stop = start - part.count, stop - part.count
-    return found
 
 
 def _elementwise(node: ir.Node, twins: Twins) -> bool:

@@ -8,14 +8,18 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graphopt.graph import add_constant, constant_array
+from graphopt.graph import add_constant, constant_array, infer_shapes
+from graphopt.targets.lowering.block_weights import drop_zero_points, expand_nbits
+from graphopt.targets.lowering.qlinear import to_qdq
 from graphopt.targets.lowering.shape_chains import simplify_shape_chains
-from graphopt.targets.lowering.support import has_converter
+from graphopt.targets.lowering.support import EXTERNAL, has_converter
 from graphopt.targets.lowering.symbols import name_symbols
 
 # The importer knows these names but takes them for another operator or computes them wrongly; ONNX's own
 # definition of them in simpler operators is exact.
 EXPANDED = frozenset({"Attention", "Mish"})
+# Operators that targets have kernels for, or else expand themselves (`integer_ops`).
+WHOLE = frozenset({"DynamicQuantizeLinear"})
 # Folding these would put back what a pass took out: the small integer weights of a quantized model.
 KEPT = frozenset({"DequantizeLinear"})
 MAX_GROWTH = 1 << 16  # bytes a folded constant may be larger than what it is computed from
@@ -24,7 +28,7 @@ MAX_GROWTH = 1 << 16  # bytes a folded constant may be larger than what it is co
 def canonicalise(model: ir.Model) -> ir.Model:
     """Rewrite `model` in place, keeping its inputs, outputs and results; returns it, or what replaces it.
 
-    1. Local functions are inlined.
+    1. Local functions are inlined; quantized operators become Quantize-/DequantizeLinear around float ones.
     2. Operators without a converter are replaced by their ONNX definition, where they have one.
     3. What depends on constants and known shapes only is computed, unless the result is much larger.
     4. Shapes that the graph computes are written the way the importer reads them, equal ones by equal names.
@@ -33,6 +37,7 @@ def canonicalise(model: ir.Model) -> ir.Model:
     7. Dead nodes and initializers go.
     """
     common.InlinePass()(model)
+    _import_quantized(model)
     model = _expand_functions(model)
     _fold(model)
     simplify_shape_chains(model)
@@ -46,6 +51,13 @@ def canonicalise(model: ir.Model) -> ir.Model:
     return model
 
 
+def _import_quantized(model: ir.Model) -> None:
+    model.opset_imports.setdefault(EXTERNAL[0], 1)
+    if to_qdq(model) | expand_nbits(model):
+        infer_shapes(model)
+    drop_zero_points(model)
+
+
 def _expand_functions(model: ir.Model) -> ir.Model:
     """Replace operators by their schema's function body until every operator left has a converter or no body."""
     import onnx
@@ -53,7 +65,7 @@ def _expand_functions(model: ir.Model) -> ir.Model:
 
     version = model.opset_imports.get("", 1)
     names = {node.op_type for node in model.graph.all_nodes() if node.domain == "" and _has_body(node.op_type, version)}
-    wanted = sorted(name for name in names if name in EXPANDED or not has_converter("", name))
+    wanted = sorted(name for name in names - WHOLE if name in EXPANDED or not has_converter("", name))
     if not wanted:
         return model
     # The bodies of some operators depend on the types of their inputs, so every value needs its type.

@@ -1,4 +1,4 @@
-"""ONNX -> Relax, in five steps: canonicalise, check, name, import, drop what is unused."""
+"""ONNX -> Relax, in six steps: canonicalise, expand what is left of integer operators, check, name, import, drop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from graphopt.targets.lowering.canonical import canonicalise
+from graphopt.targets.lowering.integer_ops import expand_integer_ops
 from graphopt.targets.lowering.names import to_identifiers
 from graphopt.targets.lowering.support import refuse_unsupported
 
@@ -52,6 +53,7 @@ def lower(model: ir.Model, plan: Callable[[ir.Model], object] | None = None) -> 
     model = canonicalise(model.clone())
     if plan is not None:
         plan(model)
+    expand_integer_ops(model)
     refuse_unsupported(model)
     inputs = [value.name or "" for value in model.graph.inputs]
     outputs = [value.name or "" for value in model.graph.outputs]

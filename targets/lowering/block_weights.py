@@ -93,7 +93,9 @@ def drop_zero_points(model: ir.Model) -> None:
         centred = w.astype(np.int16) - along(z.astype(np.int16), w.ndim, node, w.shape)
         if centred.size and low <= centred.min() and centred.max() <= high:
             attributes = {k: v.value for k, v in node.attributes.items()}
-            inputs = [constant(node, "centred", centred.astype(signed)), node.inputs[1]]
+            same = signed == w.dtype and not z.any()
+            weights = node.inputs[0] if same else constant(node, "centred", centred.astype(signed))
+            inputs = [weights, node.inputs[1]]
             y = node.outputs[0]
             take_place(node, put(node, node.op_type, inputs, attributes, domain=node.domain, dtype=y.dtype, like=y))
             model.graph.remove(node, safe=True)

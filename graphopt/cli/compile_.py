@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graphopt.cli import options as o
+from graphopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from graphopt.base import Target
 
 
 def compile_(
     model: o.ModelIn,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the artifact goes, such as model.gopt.")],
     target: Annotated[str, typer.Option("--target", help="As in 'llvm{mcpu=native}'; see graphopt targets.")] = "llvm",
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose kernels by measuring them here: 'llvm{tune=true}' for the target.")
+    ] = False,
     pipeline: o.Pipeline = None,
     recipe: o.Recipe = None,
     level: o.Level = None,
@@ -44,7 +52,7 @@ def compile_(
         pipeline, recipe, level, preset, plugin, calibration, dim, seed, verify,
         print_each, dump_each, stop_after, bisect_limit, reproducer,
     )  # fmt: skip
-    machine = make_target(target)
+    machine = _tuned(make_target(target)) if tune else make_target(target)
     check_writable(output)
     before = open_model(model, o.chosen_dims(dim))
     result = o.run_chosen(before, choices)
@@ -71,3 +79,14 @@ def compile_(
     for note in program.report.get("notes", []):
         typer.echo(f"{target}: {note}")
     typer.echo(f"wrote {output}: {size(output.stat().st_size)}, compiled in {seconds:.1f} s")
+
+
+def _tuned(target: Target) -> Target:
+    """The same target with its option `tune`."""
+    from graphopt.targets.llvm import Llvm
+
+    if not isinstance(target, Llvm):
+        raise UsageError(
+            f"--tune chooses between kernels for the CPU, and the target {target.name} has no such choice."
+        )
+    return dataclasses.replace(target, tune=True)

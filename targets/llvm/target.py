@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from tvm import tirx
 
+    from graphopt.targets.llvm.plan.choice import Choice
+
 
 @dataclass(frozen=True)
 class Llvm(Target):
@@ -22,31 +24,44 @@ class Llvm(Target):
 
     `mcpu`: the CPU that runs the artifact; its instructions are used, so no older one can run it.
     `threads`: 1 compiles kernels without any thread hand-over; 0 leaves the number to the run.
+    `tune`: measure the best few kernels of each problem here, and take the fastest (with all cores where `threads`
+    is 0). Measurements are kept in the cache directory.
     """
 
     name: ClassVar[str] = "llvm"
     mcpu: str = "native"
     threads: int = Field(default=0, ge=0, le=1024)
+    tune: bool = False
 
     def build(self, model: ir.Model, context: Context) -> Program:
         """Compile `model` for the CPU. Quantized operators run as the float arithmetic their Q/DQ pairs define.
 
         Raises:
             LoweringError: naming each operator that can't be lowered; or no linker.
-            UsageError: an unknown CPU.
+            UsageError: an unknown CPU; tuning for another CPU than this machine's.
         """
+        from graphopt.artifact.runtime import available_threads
         from graphopt.targets.llvm.cpu import resolve
         from graphopt.targets.llvm.link import to_library
         from graphopt.targets.llvm.pipeline import compile_module
         from graphopt.targets.llvm.plan import plan, turn
+        from graphopt.targets.llvm.plan.choice import Choices
+        from graphopt.targets.llvm.tune import check_here, tune
         from graphopt.targets.lowering import lower
 
         cpu = resolve(self.mcpu)
         parallel = self.threads != 1
+        if self.tune:
+            check_here(cpu)
         kernels: dict[str, tirx.PrimFunc] = {}
+        choices = Choices()
 
         def onto_kernels(canonical: ir.Model) -> None:
-            kernels.update(plan(canonical, cpu, parallel))
+            if self.tune:
+                met = Choices()
+                plan(canonical.clone(), cpu, parallel, met)
+                choices.known = tune(met.problems, cpu, self.threads or available_threads())
+            kernels.update(plan(canonical, cpu, parallel, choices))
             kernels.update(turn(canonical, cpu, parallel))
 
         lowered = lower(model, onto_kernels)
@@ -63,6 +78,7 @@ class Llvm(Target):
                 "threads": self.threads,
                 "unscheduled": compiled.unscheduled,
                 "activation_bytes": compiled.workspaces,
+                "choices": {symbol: _described(choice) for symbol, choice in choices.made.items()},
                 "kernels": {name: dataclasses.asdict(origin) for name, origin in compiled.origins.items()},
             },
         )
@@ -83,3 +99,12 @@ class Llvm(Target):
             "named": [name for name, named in named_cpus().items() if linker(named.triple)],
             "no_linker_for": [name for name, named in named_cpus().items() if not linker(named.triple)],
         }
+
+
+def _described(choice: Choice) -> dict[str, Any]:
+    """A choice for the report: estimated, and measured where it was tuned, with the others that were measured."""
+    described: dict[str, Any] = {"candidate": str(choice.candidate), "estimated_cycles": round(choice.candidate.cycles)}
+    if choice.microseconds:
+        described["measured_us"] = choice.microseconds[str(choice.candidate)]
+        described["candidates_us"] = dict(choice.microseconds)
+    return described

@@ -14,9 +14,9 @@ from graphopt.base import Context
 from graphopt.graph import normalise
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.cpu import Cpu, resolve
-from graphopt.targets.llvm.kernels import tile, winograd_scheme
+from graphopt.targets.llvm.kernels import tile
 from graphopt.targets.llvm.kernels.emit import Isa, pieces
-from graphopt.targets.llvm.plan import plan
+from graphopt.targets.llvm.plan import choice, plan
 from graphopt.targets.lowering.canonical import canonicalise
 from graphopt.testing import random_feeds
 
@@ -131,7 +131,8 @@ def test_direct_convolution(case, activation: str, residual: str):
     large=st.booleans(),
 )
 def test_winograd(h: int, w: int, ci: int, co: int, pad: int, large: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(winograd_scheme, "best", lambda *_: winograd_scheme.F4 if large else winograd_scheme.F2)
+    only = choice.Candidate("winograd4" if large else "winograd2", None, 1.0)
+    monkeypatch.setattr(choice, "convolution", lambda *_: [only])
     case = ((3, 3), (1, 1), (1, 1), (pad,) * 4, (h + 2, w + 2), 1, ci, co)
     same_as_onnxruntime(conv_model(case, "relu", "before", 1), 2e-5)
 

@@ -72,11 +72,13 @@ def pack_bias(bias: np.ndarray[Any, Any] | None, co: int, lanes: int, group: int
     return padded.reshape(-1)
 
 
-def direct(c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "conv") -> tirx.PrimFunc:
-    """``f(x, weights, bias[, residual], y)`` for packed weights and bias."""
+def direct(
+    c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "conv", shape: tile.Shape | None = None
+) -> tirx.PrimFunc:
+    """``f(x, weights, bias[, residual], y)`` for packed weights and bias; `shape` in place of the tile chosen here."""
     each = c.co // c.group
     blocks = -(-each // isa.lanes)
-    shape = tile.choose(c.ow, blocks, isa)
+    shape = shape or tile.choose(c.ow, blocks, isa)
     whole = each // isa.lanes // shape.cols  # panels of blocks of which every channel exists
     with function(name) as (f, made):
         x = f.argument("x", [c.n, c.h, c.w, c.ci])

@@ -20,6 +20,7 @@ from graphopt.targets.llvm.kernels import tile
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch, when
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
+MANY = 1 << 20  # rows that an open number of them counts as
 INNER = 640  # longest block of the inner dimension: 14 rows of it fill an L1 cache of 36 KiB
 
 
@@ -41,8 +42,13 @@ def pack(weight: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(padded.reshape(k, blocks, lanes).transpose(1, 0, 2))
 
 
-def make(g: Gemm, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "gemm") -> tirx.PrimFunc:
-    """``f(x, weights, bias[, residual], y)`` for packed weights and bias (see `conv.pack_bias`)."""
+def make(
+    g: Gemm, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "gemm", shape: tile.Shape | None = None
+) -> tirx.PrimFunc:
+    """``f(x, weights, bias[, residual], y)`` for packed weights and bias (see `conv.pack_bias`).
+
+    `shape`: a tile in place of the one chosen here.
+    """
     with function(name) as (f, made):
         blocks = -(-g.co // isa.lanes)
         x = f.argument("x", [*g.rows, g.k])
@@ -53,7 +59,7 @@ def make(g: Gemm, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "gem
         x, y = f.matrix(x, [*g.rows, g.k]), f.matrix(y, [*g.rows, g.co])
         residual = None if residual is None else f.matrix(residual, [*g.rows, g.co])
         rows = f.product(g.rows)
-        shape = tile.choose(rows if isinstance(rows, int) else 1 << 20, blocks, isa)
+        shape = shape or tile.choose(rows if isinstance(rows, int) else MANY, blocks, isa)
         panels = _Panels(g, isa, epilogue, shape, rows, x, w, b, residual, y)
         for start, stop in _inner_blocks(g):
             panels.emit(start, stop, parallel)

@@ -33,10 +33,15 @@ def pack(weight: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
     return conv.pack(weight, lanes).reshape(-1, weight.shape[3] * weight.shape[1], lanes)
 
 
-def make(c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "line") -> tirx.PrimFunc:
-    """``f(x, weights, bias[, residual], y)`` for packed weights and bias; x [n, 1, w, ci], y [n, 1, ow, co]."""
+def make(
+    c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "line", shape: tile.Shape | None = None
+) -> tirx.PrimFunc:
+    """``f(x, weights, bias[, residual], y)`` for packed weights and bias; x [n, 1, w, ci], y [n, 1, ow, co].
+
+    `shape`: a tile in place of the one chosen here.
+    """
     blocks, inner = -(-c.co // isa.lanes), c.kernel[1] * c.ci
-    step = _block(inner)
+    step, shape = _block(inner), shape or tile.choose(c.ow, blocks, isa)
     with function(name) as (f, made):
         x = f.argument("x", [c.n, 1, c.w, c.ci])
         w = f.argument("w", [blocks, inner, isa.lanes])
@@ -47,7 +52,7 @@ def make(c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "lin
         padded = scratch([1, (c.pads[1] + c.w + c.pads[3]) * c.ci])
         with loop(f.dim(c.n)) as n:
             _pad(c, isa, x, padded, n)
-            product = _Product(c, isa, epilogue, tile.choose(c.ow, blocks, isa), step, padded, w, b, residual, y, n)
+            product = _Product(c, isa, epilogue, shape, step, padded, w, b, residual, y, n)
             count = inner // step
             product.emit(0, count == 1, parallel)
             if count > 2:

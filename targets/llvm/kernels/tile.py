@@ -26,30 +26,33 @@ class Shape:
     cols: int
 
 
-def choose(rows: int, cols: int, isa: Isa) -> Shape:
-    """The tile for an output of `rows` positions by `cols` vectors: least wasted work, then fewest loads.
+def price(shape: Shape, rows: int, cols: int) -> float:
+    """What one step of the inner dimension costs an output of `rows` positions by `cols` vectors, in multiply-adds.
 
-    A step costs its multiply-adds, or its loads where they are more; a tile of fewer than 8 accumulators hides latency
-    badly and is charged as 8.
+    A tile's step costs its multiply-adds, or its loads where they are more; a tile of fewer than 8 accumulators hides
+    latency badly and is charged as 8.
     """
+    total = 0.0
+    for c_part, c_count in _parts(cols, shape.cols):
+        for r_part, r_count in _parts(rows, shape.rows):
+            total += r_count * c_count * max(r_part * c_part, 8, r_part + c_part)
+    return total
 
-    def price(shape: Shape) -> tuple[float, int]:
-        r, c = shape.rows, shape.cols
-        total = 0.0
-        for c_part, c_count in _parts(cols, c):
-            for r_part, r_count in _parts(rows, r):
-                fmas = max(r_part * c_part, 8)
-                loads = r_part + c_part
-                total += r_count * c_count * max(fmas, loads)
-        return total, -r * c
 
+def choose(rows: int, cols: int, isa: Isa) -> Shape:
+    """The tile for an output of `rows` positions by `cols` vectors: least wasted work, then fewest loads."""
+    return ranked(rows, cols, isa)[0]
+
+
+def ranked(rows: int, cols: int, isa: Isa) -> list[Shape]:
+    """Every tile that fits the registers, the cheapest by `price` first, then the largest."""
     fitting = [
         Shape(r, c)
         for c in range(1, min(cols, 6) + 1)
         for r in range(1, min(rows, isa.registers) + 1)
         if r * c + c + 1 <= isa.registers
     ]
-    return min(fitting, key=price)
+    return sorted(fitting, key=lambda shape: (price(shape, rows, cols), -shape.rows * shape.cols))
 
 
 def _parts(total: int, step: int) -> list[tuple[int, int]]:

@@ -53,11 +53,18 @@ def pack(weight: np.ndarray[Any, Any], lanes: int, scheme: Scheme = F4) -> np.nd
 
 
 def make(
-    c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "winograd", scheme: Scheme = F4
+    c: Conv,
+    isa: Isa,
+    epilogue: Epilogue,
+    parallel: bool,
+    name: str = "winograd",
+    scheme: Scheme = F4,
+    shape: tile.Shape | None = None,
 ) -> tirx.PrimFunc:
-    """``f(x, weights, bias[, residual], y)`` for packed weights and bias."""
+    """``f(x, weights, bias[, residual], y)`` for packed weights and bias; `shape` in place of the tile chosen here."""
     a2, across, tiles = scheme.a**2, -(-c.ow // scheme.m), scheme.tiles(c)
     blocks, block = -(-c.co // isa.lanes), tiles_at_once(c, scheme)
+    shape = shape or tile.choose(block, blocks, isa)
     with function(name) as (f, made):
         x = f.argument("x", [c.n, c.h, c.w, c.ci])
         w = f.argument("w", [a2, blocks, c.ci, isa.lanes])
@@ -74,7 +81,7 @@ def make(
             with loop(count, parallel=within) as t:
                 steps.transform_input((first + t) // across, (first + t) % across, t)
             with loop(a2, parallel=within) as xi:
-                steps.multiply(xi, block)
+                steps.multiply(xi, block, shape)
             with loop(count, parallel=within) as t:
                 steps.transform_output((first + t) // across, (first + t) % across, t)
     return made[0]
@@ -152,10 +159,9 @@ class _Block:
             for j in range(a):
                 store(self.v, _combine(bt[j], values, lanes), [i * a + j, t * self.c.ci + k], lanes)
 
-    def multiply(self, xi: Expr, block: int) -> None:
+    def multiply(self, xi: Expr, block: int, shape: tile.Shape) -> None:
         """``m[xi] = v[xi] @ w[xi]``; rows past the last tile of a partial block are computed and not read."""
         blocks = self.width // self.isa.lanes
-        shape = tile.choose(block, blocks, self.isa)
         passes = block // shape.rows
         ahead = tile.Ahead.of(shape.cols, passes, 4 * self.scheme.a**2 * self.c.ci * self.c.co) if passes else None
 

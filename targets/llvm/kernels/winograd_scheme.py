@@ -1,4 +1,4 @@
-"""The Winograd schemes F(2x2, 3x3) and F(4x4, 3x3), and which of them pays for a convolution."""
+"""The Winograd schemes F(2x2, 3x3) and F(4x4, 3x3), and the convolutions they apply to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa, pieces
 
-MEMORY = 9.0  # bytes a ns that one core of a server streams from memory
 CACHE = 3 << 19  # bytes of L2 for a block's transformed inputs and products
 RESIDENT = 1 << 20  # bytes of transformed weights that stay in L2 from block to block
 SCATTERED = 6  # see `traffic`; measured
@@ -87,23 +86,3 @@ def tiles_at_once(c: Conv, scheme: Scheme) -> int:
     tiles = scheme.tiles(c)
     blocks = {math.ceil(tiles / count) for count in range(1, math.ceil(tiles / SMALL) + 1)}
     return min(blocks, key=lambda block: (traffic(c, scheme, block), block))
-
-
-def best(c: Conv, isa: Isa) -> Scheme | None:
-    """The scheme that is estimated to be fastest for a batch of one; None where the direct form is.
-
-    The model: multiply-adds at the rates that the kernels reach, or what comes through memory (transformed weights are
-    4 or 1.8 times larger), whichever takes longer, and the transforms.
-    """
-    if not applies(c, isa):
-        return None
-    flops = isa.lanes * 12.0  # a ns: two FMA units at 3 GHz
-    direct = max(c.oh * c.ow * 9 * c.ci * c.co * 2 / (flops * 0.95), 36 * c.ci * c.co / MEMORY)
-    estimates: dict[Scheme | None, float] = {None: direct}
-    for scheme in (F2, F4):
-        tiles, products = scheme.tiles(c), scheme.a**2
-        compute = tiles * products * c.ci * c.co * 2 / (flops * 0.85)
-        transforms = tiles * products * (c.ci + c.co) * 0.13
-        moved = traffic(c, scheme, tiles_at_once(c, scheme)) / MEMORY
-        estimates[scheme] = max(compute, moved) + transforms
-    return min(estimates, key=lambda scheme: estimates[scheme])

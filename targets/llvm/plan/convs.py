@@ -7,10 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from tvm import tirx
 
 from graphopt.graph import constant_array
-from graphopt.targets.llvm.kernels import conv, depthwise, gemm, line, winograd, winograd_scheme
+from graphopt.targets.llvm.kernels import conv, depthwise, gemm, line, winograd
 from graphopt.targets.llvm.kernels.conv import Conv
+from graphopt.targets.llvm.kernels.emit import Isa
+from graphopt.targets.llvm.kernels.epilogue import Epilogue
+from graphopt.targets.llvm.plan import choice
+from graphopt.targets.llvm.plan.choice import Candidate
 from graphopt.targets.llvm.plan.epilogues import Tail
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Dim, Twins, image, is_turned
@@ -88,49 +93,19 @@ def _oriented(node: ir.Node) -> np.ndarray:
     return w.transpose(0, 1, 3, 2) if is_turned(x) else w
 
 
+BASES = {"gemm": "conv1x1", "direct": "conv"}
+
+
 def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     """Put the kernel call in front of the tail's last node, and make its result the twin of the tail's value."""
     node = tail.nodes[0]
-    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-    assert weight is not None
-    w, isa, epilogue = _oriented(node), kernels.isa, tail.epilogue
-    b = None if bias is None else constant_array(bias)
-    hint = f"{weight.name}_packed"
-    group, lanes = c.group, isa.lanes
-    scheme = winograd_scheme.best(c, isa)
-    parallel = kernels.threads((c.n, c.oh, c.ow), c.co * c.ci // group * math.prod(c.kernel))
-
-    def padded_bias() -> ir.Value:
-        key = ("bias", bias, c.co, lanes, group)
-        return kernels.constant(key, f"{weight.name}_bias", lambda: conv.pack_bias(b, c.co, lanes, group))
-
-    if group == c.ci == c.co > 1:
-        packed = kernels.constant(("depthwise", weight), hint, lambda: depthwise.pack(w))
-        shift = kernels.constant(("bias", bias, c.co, 1, 1), f"{weight.name}_bias", lambda: conv.pack_bias(b, c.co, 1))
-        symbol = kernels.symbol(
-            ("depthwise", c, epilogue), "depthwise", lambda s: depthwise.make(c, isa, epilogue, parallel, s)
-        )
-    elif c.kernel == c.strides == (1, 1) and c.pads == (0, 0, 0, 0) and group == 1:
-        g = gemm.Gemm((c.n, c.h, c.w), c.ci, c.co)
-        packed = kernels.constant(("gemm", weight, lanes), hint, lambda: gemm.pack(w[:, :, 0, 0].T, lanes))
-        shift = padded_bias()
-        symbol = kernels.symbol(("gemm", g, epilogue), "conv1x1", lambda s: gemm.make(g, isa, epilogue, parallel, s))
-    elif scheme is not None:
-        packed = kernels.constant(("winograd", weight, lanes, scheme), hint, lambda: winograd.pack(w, lanes, scheme))
-        shift = padded_bias()
-        symbol = kernels.symbol(
-            ("winograd", c, epilogue, scheme),
-            f"winograd{scheme.m}",
-            lambda s: winograd.make(c, isa, epilogue, parallel, s, scheme),
-        )
-    elif line.applies(c):
-        packed = kernels.constant(("line", weight, lanes), hint, lambda: line.pack(w, lanes))
-        shift = padded_bias()
-        symbol = kernels.symbol(("line", c, epilogue), "line", lambda s: line.make(c, isa, epilogue, parallel, s))
-    else:
-        packed = kernels.constant(("direct", weight, lanes, group), hint, lambda: conv.pack(w, lanes, group))
-        shift = padded_bias()
-        symbol = kernels.symbol(("direct", c, epilogue), "conv", lambda s: conv.direct(c, isa, epilogue, parallel, s))
+    parallel = kernels.threads((c.n, c.oh, c.ow), c.co * c.ci // c.group * math.prod(c.kernel))
+    problem = choice.Problem(
+        choice.convolution(c, kernels.isa),
+        lambda how, symbol: _make(how, c, kernels.isa, tail.epilogue, parallel, symbol),
+    )
+    how, symbol = kernels.choose((c, tail.epilogue, parallel), problem, BASES)
+    packed, shift = _weights(node, how, c, kernels)
     x = node.inputs[0]
     shape = image(node.outputs[0])
     assert x is not None
@@ -142,3 +117,44 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     called = call(symbol, inputs, dims, tail.last)
     twins.insert(called)
     twins.set(tail.value, twins.shaped(called.outputs[0], shape.last, tail.value))
+
+
+def _make(how: Candidate, c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, symbol: str) -> tirx.PrimFunc:
+    match how.algorithm:
+        case "depthwise":
+            return depthwise.make(c, isa, epilogue, parallel, symbol)
+        case "gemm":
+            return gemm.make(gemm.Gemm((c.n, c.h, c.w), c.ci, c.co), isa, epilogue, parallel, symbol, how.tile)
+        case "line":
+            return line.make(c, isa, epilogue, parallel, symbol, how.tile)
+        case "direct":
+            return conv.direct(c, isa, epilogue, parallel, symbol, how.tile)
+        case _:
+            return winograd.make(c, isa, epilogue, parallel, symbol, choice.SCHEMES[how.algorithm], how.tile)
+
+
+def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> tuple[ir.Value, ir.Value]:
+    """Weight and bias as the kernel reads them."""
+    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    assert weight is not None
+    w, b = _oriented(node), None if bias is None else constant_array(bias)
+    lanes, group = kernels.isa.lanes, c.group
+
+    def pack() -> np.ndarray:
+        match how.algorithm:
+            case "depthwise":
+                return depthwise.pack(w)
+            case "gemm":
+                return gemm.pack(w[:, :, 0, 0].T, lanes)
+            case "line":
+                return line.pack(w, lanes)
+            case "direct":
+                return conv.pack(w, lanes, group)
+            case _:
+                return winograd.pack(w, lanes, choice.SCHEMES[how.algorithm])
+
+    if how.algorithm == "depthwise":
+        lanes, group = 1, 1
+    packed = kernels.constant((how.algorithm, weight, lanes, group), f"{weight.name}_packed", pack)
+    key = ("bias", bias, c.co, lanes, group)
+    return packed, kernels.constant(key, f"{weight.name}_bias", lambda: conv.pack_bias(b, c.co, lanes, group))

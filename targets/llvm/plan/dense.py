@@ -8,6 +8,7 @@ import onnx_ir as ir
 from graphopt.graph import constant_array
 from graphopt.targets.llvm.kernels import conv, gemm
 from graphopt.targets.llvm.kernels.gemm import Gemm
+from graphopt.targets.llvm.plan import choice
 from graphopt.targets.llvm.plan.epilogues import Tail
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Twins
@@ -64,9 +65,11 @@ def emit(tail: Tail, g: Gemm, kernels: Kernels, twins: Twins) -> ir.Node:
     if tail.residual is not None:
         inputs.append(twins.first(tail.residual))
     parallel = kernels.threads(g.rows, g.k * g.co)
-    symbol = kernels.symbol(
-        ("dense", g, tail.epilogue), "dense", lambda s: gemm.make(g, kernels.isa, tail.epilogue, parallel, s)
+    problem = choice.Problem(
+        choice.product(g, kernels.isa),
+        lambda how, s: gemm.make(g, kernels.isa, tail.epilogue, parallel, s, how.tile),
     )
+    _, symbol = kernels.choose((g, tail.epilogue, parallel), problem, {"gemm": "dense"})
     shape = tail.value.shape
     assert shape is not None
     called = call(symbol, inputs, list(shape), tail.last)

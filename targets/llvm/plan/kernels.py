@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from tvm import tirx
 
 from graphopt.graph import add_constant, fresh_name
 from graphopt.targets.llvm.kernels.emit import Isa
+from graphopt.targets.llvm.plan.choice import Candidate, Choices, Problem
 from graphopt.targets.lowering.support import EXTERNAL
 
 PARALLEL_FROM = 1 << 18
@@ -23,11 +24,12 @@ ELEMENT = 8
 
 @dataclasses.dataclass
 class Kernels:
-    """The functions of a module by symbol, and the constants made for them."""
+    """The functions of a module by symbol, the constants made for them, and the choices between candidates."""
 
     graph: ir.Graph
     isa: Isa
     parallel: bool
+    choices: Choices = dataclasses.field(default_factory=Choices)
     functions: dict[str, tirx.PrimFunc] = dataclasses.field(default_factory=dict[str, tirx.PrimFunc])
     _symbols: dict[Hashable, str] = dataclasses.field(default_factory=dict[Hashable, str])
     _constants: dict[Hashable, ir.Value] = dataclasses.field(default_factory=dict[Hashable, ir.Value])
@@ -39,6 +41,17 @@ class Kernels:
             self._symbols[problem] = symbol
             self.functions[symbol] = make(symbol)
         return self._symbols[problem]
+
+    def choose(self, what: Hashable, problem: Problem, bases: Mapping[str, str]) -> tuple[Candidate, str]:
+        """The candidate for the problem `what`, and the symbol of its kernel.
+
+        The symbol begins with what `bases` has for the algorithm, else with its name.
+        """
+        chosen = self.choices.choose(what, problem)
+        how = chosen.candidate
+        symbol = self.symbol(what, bases.get(how.algorithm, how.algorithm), lambda s: problem.make(how, s))
+        self.choices.made[symbol] = chosen
+        return how, symbol
 
     def threads(self, positions: Sequence[int | str], work: int) -> bool:
         """Whether to share out a kernel that does `work` multiply-adds at each of `positions`; open ones are many."""

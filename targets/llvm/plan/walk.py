@@ -9,6 +9,7 @@ from tvm import tirx
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan import attention, convs, dense, integer, pointwise, rows, shuffle, through, transposed
+from graphopt.targets.llvm.plan.choice import Choices
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.kernels import Kernels
@@ -19,17 +20,18 @@ from graphopt.targets.llvm.plan.sink import sink
 from graphopt.targets.lowering.origins import does_arithmetic_of
 
 
-def plan(model: ir.Model, cpu: Cpu, parallel: bool) -> dict[str, tirx.PrimFunc]:
+def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = None) -> dict[str, tirx.PrimFunc]:
     """Replace what kernels cover in the main graph of `model`, in place; returns the kernels by symbol.
 
-    `model` must be canonical (see `targets/lowering`), with shapes inferred.
+    `model` must be canonical (see `targets/lowering`), with shapes inferred. `choices` between kernels that are known
+    are kept to; the others are noted there.
     """
     make_unsigned(model)
     sink(model)
     find_norms(model)
     simplify(model)
     graph = model.graph
-    kernels = Kernels(graph, Isa(cpu.lanes, cpu.registers), parallel)
+    kernels = Kernels(graph, Isa(cpu.lanes, cpu.registers), parallel, choices or Choices())
     twins = Twins(graph, lambda value, parts: pointwise.gather(value, parts, kernels, twins))
     nodes = list(graph)
     position = {node: index for index, node in enumerate(nodes)}

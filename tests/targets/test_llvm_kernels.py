@@ -87,10 +87,10 @@ ACTIVATIONS = {
 }
 
 
-def conv_model(case, activation: str, residual: str, seed: int) -> ir.Model:
+def conv_model(case, activation: str, residual: str, seed: int, batch: int | str = 2) -> ir.Model:
     kernel, strides, dilations, pads, size, group, ci, co = case
     rng = np.random.default_rng(seed)
-    x = ir.val("x", ir.DataType.FLOAT, [2, ci * group, *size])
+    x = ir.val("x", ir.DataType.FLOAT, [batch, ci * group, *size])
     w, b = ir.val("w"), ir.val("b")
     attributes = {"strides": strides, "dilations": dilations, "pads": pads, "group": group}
     nodes = [ir.node("Conv", [x, w, b], attributes)]
@@ -142,6 +142,17 @@ def test_winograd(h: int, w: int, ci: int, co: int, pad: int, large: bool, monke
 def test_pointwise_convolution(h: int, w: int, ci: int, co: int):
     case = ((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), (h, w), 1, ci, co)
     same_as_onnxruntime(conv_model(case, "relu", "after", 2), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("h", "k", "co", "batch"),
+    [(9, 24, 100, 2), (23, 1030, 200, 1), (23, 1030, 200, "N"), (1, 700, 300, "N"), (7, 512, 480, 1)],
+    ids=["small weights", "large weights", "open rows", "fewer rows than a tile", "one block and a rest"],
+)
+def test_blocks_of_rows(h: int, k: int, co: int, batch: int | str):
+    """Each row is computed once, whatever is left over behind whole tiles and whole blocks of them."""
+    model = conv_model(((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), (h, h), 1, k, co), "relu", "", 8, batch)
+    same_as_onnxruntime(model, 2e-5)
 
 
 @EXAMPLES

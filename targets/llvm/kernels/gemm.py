@@ -1,13 +1,16 @@
 """Matrix product with a constant right side: dense layers, and 1x1 convolutions without stride or padding.
 
 Loops after BLIS (F. Van Zee, R. van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality",
-2015): blocks of the inner dimension so short that a panel of packed weights stays in the nearer caches, panels of
-columns, tiles of rows. Partial sums of a block wait in the output; bias goes in with the first block, the epilogue
-with the last.
+2015): blocks of the inner dimension, blocks of rows, panels of columns, tiles of rows. Partial sums of a block of the
+inner dimension wait in the output; bias goes in with the first, the epilogue with the last.
+
+Weights that stay in the L2 cache pass by once for each block of a few tiles, whose rows and results then come from and
+go to memory once, in order. Larger weights pass by once for all rows, or for as many as fit that cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -17,11 +20,15 @@ import numpy as np
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels import tile
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch, when
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, i64, load, loop, prefetch, when
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 MANY = 1 << 20  # rows that an open number of them counts as
-INNER = 640  # longest block of the inner dimension: 14 rows of it fill an L1 cache of 36 KiB
+INNER = 2048  # longest block of the inner dimension: a few rows of it fill an L1 cache of 48 KiB
+RESIDENT = 3 << 18  # bytes of weights that stay in the L2 cache from block to block of rows
+TILES = 8  # of rows in a block, when they do
+ROWS = 1 << 20  # bytes of rows in a block, when they don't
+UNITS = 8  # pieces to share out among threads, at least, where there are as many tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,36 +94,42 @@ class _Panels:
     y: Any
 
     def emit(self, start: int, stop: int, parallel: bool) -> None:
-        """One block of the inner dimension: all panels of columns, each over all rows."""
-        blocks, cols = -(-self.g.co // self.isa.lanes), self.shape.cols
-        whole = self.g.co // self.isa.lanes // cols  # panels in which every column exists
-        tiles, rest = self.rows // self.shape.rows, self.rows % self.shape.rows
+        """One block of the inner dimension, through all panels of columns."""
+        blocks, shape = -(-self.g.co // self.isa.lanes), self.shape
+        whole = self.g.co // self.isa.lanes // shape.cols  # panels in which every column exists
         if whole:
-            ahead = tile.Ahead.of(cols, tiles, self.g.k * self.g.co * 4)
-            with loop(tiles * whole, parallel=parallel) as p:
-                t = p % tiles
-                self._tile(t * self.shape.rows, p // tiles * cols, self.shape, start, stop, ahead and ahead.columns(t))
-            self._rest(tiles, rest, whole, 0, cols, start, stop)
-        for first in range(whole * cols, blocks, cols):
-            last = min(cols, blocks - first)
-            with loop(tiles, parallel=parallel) as t:
-                self._tile(t * self.shape.rows, first, tile.Shape(self.shape.rows, last), start, stop)
-            self._rest(tiles, rest, 1, first, last, start, stop)
+            self._panels(whole, 0, shape, start, stop, parallel)
+        for first in range(whole * shape.cols, blocks, shape.cols):
+            last = tile.Shape(shape.rows, min(shape.cols, blocks - first))
+            self._panels(1, first, last, start, stop, parallel)
 
-    def _rest(self, tiles: Expr, rest: Expr, panels: int, first: int, cols: int, start: int, stop: int) -> None:
+    def _panels(self, panels: int, first: int, shape: tile.Shape, start: int, stop: int, parallel: bool) -> None:
+        """`panels` panels from column `first` on: blocks of rows, each through all of them."""
+        nbytes, known = 4 * self.g.k * self.g.co, isinstance(self.rows, int)
+        tiles, rest = self.rows // shape.rows, self.rows % shape.rows
+        each = TILES if nbytes <= RESIDENT else max(1, ROWS // (4 * self.g.k * shape.rows))
+        if known:  # blocks of about one size
+            each = -(-tiles // max(-(-tiles // each), -(-UNITS // panels) if parallel else 1))
+        blocks = -(-tiles // each) if known else tirx.Max(i64(1), tirx.ceildiv(tiles, i64(each)))
+        ahead = tile.Ahead.of(shape.cols, each, nbytes) if panels > 1 else None
+        with loop(blocks * panels, parallel=parallel) as p:
+            block, column = p // panels, _at(first, p % panels, shape.cols, panels)
+            whole = known and tiles % each == 0
+            with loop(each if whole else tirx.Min(i64(each), tiles - block * each)) as t:
+                columns = None if ahead is None else ahead.columns(t)
+                self._tile((block * each + t) * shape.rows, column, shape, start, stop, columns)
+            if not known or rest:
+                with contextlib.nullcontext() if known and blocks == 1 else when(block == blocks - 1):
+                    self._rest(tiles * shape.rows, rest, column, shape, start, stop)
+
+    def _rest(self, row: Expr, rest: Expr, column: Expr, shape: tile.Shape, start: int, stop: int) -> None:
         """Rows past the last whole tile: one smaller tile, or tiles of 8, 4, 2, 1 if their number is not known."""
-        done = tiles * self.shape.rows
         if isinstance(rest, int):
-            if rest:
-                with loop(panels) as p:
-                    self._tile(done, _at(first, p, cols, panels), tile.Shape(rest, cols), start, stop)
+            self._tile(row, column, tile.Shape(rest, shape.cols), start, stop)
             return
-        sizes = [1 << bit for bit in reversed(range((self.shape.rows - 1).bit_length()))]
-        with loop(panels) as p:
-            for size in sizes:
-                row, block = done + rest // (2 * size) * (2 * size), _at(first, p, cols, panels)
-                with when(rest // size % 2 == 1):
-                    self._tile(row, block, tile.Shape(size, cols), start, stop)
+        for size in [1 << bit for bit in reversed(range((shape.rows - 1).bit_length()))]:
+            with when(rest // size % 2 == 1):
+                self._tile(row + rest // (2 * size) * (2 * size), column, tile.Shape(size, shape.cols), start, stop)
 
     def _tile(
         self, row: Expr, block: Expr, shape: tile.Shape, start: int, stop: int, ahead: list[Expr] | None = None

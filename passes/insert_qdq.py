@@ -94,7 +94,7 @@ class InsertQdq(Pass):
                 ranges[str(source.name)] = low, high
                 scales[source] = add_scale(graph, str(source.name), *scale_and_zero_point(low, high, spec))
             pairs[insert_pair(graph, value, scales[source], placement.nodes)] = scales[source]
-        weights = Weights(graph, QuantSpec("int8", True, self.weight_bits, self.power_of_two))
+        weights = Weights(graph, QuantSpec("int8", True, self.weight_bits, self.power_of_two, observer="minmax"))
         for node in chosen:
             input_scale = pairs[operands(node)[0]].array
             bias = int32_bias(node)

@@ -55,23 +55,39 @@ def dequantize(q: Array, scale: Array, zero_point: Array, axis: int | None = Non
 def quantize_weight(weight: Array, spec: QuantSpec, least: Array | float = 0.0) -> tuple[Array, Array, Array]:
     """The quantized weight, its scale and zero point: one in all, per index of `spec.axis`, or per block of it.
 
-    `least`: scales are not smaller than this (see `least_scale`).
+    The range is all of the group's, or with the observer "mse" the one of `SHARES` of it that has the least
+    squared error. `least`: scales are not smaller than this (see `least_scale`).
     """
-    low, high = extremes(weight, spec)
+    low, high = _grouped(np.minimum, weight, spec), _grouped(np.maximum, weight, spec)
+    if spec.observer == "mse":
+        low, high = _least_squares(weight, low, high, spec)
     scale, zero_point = scale_and_zero_point(low, np.maximum(high, np.asarray(least) * spec.highest), spec)
     return quantize(weight, scale, zero_point, spec, spec.axis), scale, zero_point
 
 
-def extremes(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
-    """Minimum and maximum of each group of elements that shares a scale."""
+SHARES = np.linspace(1.0, 0.6, 9)
+"""Which parts of the full range are tried for each group of a weight."""
+
+
+def _least_squares(weight: Array, low: Array, high: Array, spec: QuantSpec) -> tuple[Array, Array]:
+    best, least = np.ones_like(low), np.full_like(low, np.inf)
+    for share in SHARES.astype(weight.dtype):
+        scale, zero = scale_and_zero_point(share * low, share * high, spec)
+        back = dequantize(quantize(weight, scale, zero, spec, spec.axis), scale, zero, spec.axis, spec.block)
+        error = _grouped(np.add, np.square(back - weight), spec)
+        better = error < least
+        best, least = np.where(better, share, best), np.where(better, error, least)
+    return best * low, best * high
+
+
+def _grouped(operation: np.ufunc, array: Array, spec: QuantSpec) -> Array:
+    """`operation` (add, minimum, maximum) over each group of elements that shares a scale."""
     if spec.axis is None:
-        return weight.min(), weight.max()
-    axis = spec.axis % weight.ndim
+        return np.asarray(operation.reduce(array, axis=None))
+    axis = spec.axis % array.ndim
     if spec.block is None:
-        others = tuple(a for a in range(weight.ndim) if a != axis)
-        return weight.min(axis=others), weight.max(axis=others)
-    starts = np.arange(0, weight.shape[axis], spec.block)
-    return np.minimum.reduceat(weight, starts, axis), np.maximum.reduceat(weight, starts, axis)
+        return operation.reduce(array, axis=tuple(a for a in range(array.ndim) if a != axis))
+    return operation.reduceat(array, np.arange(0, array.shape[axis], spec.block), axis)
 
 
 def least_scale(bias: Array, input_scale: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,8 @@ def insert_pair(graph: ir.Graph, value: ir.Value, scale: Scale, nodes: Collectio
     quantize = ir.node("QuantizeLinear", [value, scale.scale, scale.zero_point])
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale.scale, scale.zero_point])
     origins = [producer] if producer is not None else [reader for reader, _ in readers]
-    _finish(graph, quantize, f"{value.name}_quantized", scale.zero_point, value.shape, origins)
-    _finish(graph, dequantize, f"{value.name}_dequantized", value, value.shape, origins)
+    finish(graph, quantize, f"{value.name}_quantized", scale.zero_point, value.shape, origins)
+    finish(graph, dequantize, f"{value.name}_dequantized", value, value.shape, origins)
     if producer is None:
         graph.insert_before(graph.node(0), [quantize, dequantize])
     else:
@@ -80,7 +80,7 @@ class Weights:
             hint = str(weight.root.name)
             made = add_scale(self._graph, hint, scale, zero_point)
             integers = add_constant(self._graph, f"{hint}_quantized", q)
-            dequantize = _dequantize(self._graph, node, [integers, made.scale, made.zero_point], hint, axis)
+            dequantize = dequantize_constant(self._graph, node, [integers, made.scale, made.zero_point], hint, axis)
             remember(dequantize, array, self._spec)
             self._made[key] = dequantize
         node.replace_input_with(weight.index, self._made[key])
@@ -108,22 +108,24 @@ def quantize_bias_of(graph: ir.Graph, node: ir.Node, bias: Array, scale: Array) 
         return False
     hint = str(node.inputs[2].name)  # pyright: ignore[reportOptionalMemberAccess]  # it is the bias
     inputs = [add_constant(graph, f"{hint}_quantized", q), add_constant(graph, f"{hint}_scale", scale)]
-    dequantized = _dequantize(graph, node, inputs, hint, 0)
+    dequantized = dequantize_constant(graph, node, inputs, hint, 0)
     remember(dequantized, bias, None)
     node.replace_input_with(2, dequantized)
     return True
 
 
-def _dequantize(graph: ir.Graph, reader: ir.Node, inputs: list[ir.Value], hint: str, axis: int | None) -> ir.Value:
+def dequantize_constant(
+    graph: ir.Graph, reader: ir.Node, inputs: list[ir.Value], hint: str, axis: int | None, block: int | None = None
+) -> ir.Value:
     """A DequantizeLinear of constants, right before the first node that reads it."""
-    per_axis: Mapping[str, int] = {} if axis is None else {"axis": axis}
-    node = ir.node("DequantizeLinear", inputs, per_axis)
-    _finish(graph, node, f"{hint}_dequantized", inputs[1], inputs[0].shape, [reader])
+    attributes = {key: value for key, value in (("axis", axis), ("block_size", block)) if value is not None}
+    node = ir.node("DequantizeLinear", inputs, attributes)
+    finish(graph, node, f"{hint}_dequantized", inputs[1], inputs[0].shape, [reader])
     graph.insert_before(reader, node)
     return node.outputs[0]
 
 
-def _finish(
+def finish(
     graph: ir.Graph, node: ir.Node, hint: str, like: ir.Value, shape: ir.Shape | None, origins: list[ir.Node]
 ) -> None:
     """Name, type (that of `like`), shape and provenance of a new node and its one output."""

@@ -138,8 +138,10 @@ def _squared_error(x: Array, counts: Array, back: Array, low: float, high: float
 
 def _divergence(x: Array, counts: Array, back: Array, low: float, high: float) -> float:
     """``sum P log(P / Q)``: P the histogram with what lies outside moved to the outermost bins inside; Q the inner
-    histogram, each level's count spread evenly over the level's bins that are not empty.
+    histogram, each level's count spread evenly over the level's bins that are not empty. The bin at zero is left out:
+    zero is exact in any range, and after a Relu it would outweigh all else.
     """
+    counts = np.where(x == x[np.argmin(np.abs(x))], 0.0, counts) if len(x) > 1 else counts
     inside = np.flatnonzero((x >= low) & (x <= high))
     if not inside.size:
         return np.inf
@@ -149,5 +151,7 @@ def _divergence(x: Array, counts: Array, back: Array, low: float, high: float) -
     p = counts[first:last].copy()
     p[0] += counts[:first].sum()
     p[-1] += counts[last:].sum()
+    if not q.any():
+        return np.inf
     p, q = p / p.sum(), q / q.sum()
-    return float(p @ np.log(p / q))
+    return float(p[p > 0] @ np.log(p[p > 0] / q[p > 0]))

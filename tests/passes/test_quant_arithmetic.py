@@ -119,7 +119,7 @@ def test_powers_of_two():
 
 @given(hnp.arrays(np.float32, (4, 3, 5), elements=st.floats(-9, 9, width=32)), st.sampled_from([None, 0, 1, 2, -1]))
 def test_weights_per_channel(weight, axis):
-    q, scale, zero = quantize_weight(weight, QuantSpec("int8", True, axis=axis))
+    q, scale, zero = quantize_weight(weight, QuantSpec("int8", True, axis=axis, observer="minmax"))
     assert scale.shape == zero.shape == (() if axis is None else (weight.shape[axis],))
     assert not zero.any()
     assert q.min() >= -127  # never -128
@@ -166,7 +166,22 @@ def observing(observer):
     return QuantSpec("uint8", False, observer=observer)
 
 
-BLOCKS = [QuantSpec(dtype, dtype == "int4", axis=axis, block=3) for dtype in ("int4", "uint4") for axis in (0, 1, -1)]
+def test_the_mse_observer_clips_weights_where_that_is_closer():
+    weight = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    errors = {}
+    for observer in ("minmax", "mse"):
+        spec = QuantSpec("int4", True, axis=1, block=32, observer=observer)
+        q, scale, zero = quantize_weight(weight, spec)
+        errors[observer] = np.square(dequantize(q, scale, zero, 1, 32) - weight).reshape(8, 2, 32).sum(axis=2)
+    assert np.all(errors["mse"] <= errors["minmax"])
+    assert errors["mse"].sum() < 0.95 * errors["minmax"].sum()
+
+
+BLOCKS = [
+    QuantSpec(dtype, dtype == "int4", axis=axis, block=3, observer="minmax")
+    for dtype in ("int4", "uint4")
+    for axis in (0, 1, -1)
+]
 
 
 @given(

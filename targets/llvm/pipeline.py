@@ -18,7 +18,7 @@ from graphopt.targets.lowering.lower import Lowered
 from graphopt.targets.lowering.origins import Origin, origins_of_functions
 
 UNCHECKED = {"tirx.disable_assert": True}
-"""Kernels don't check the types and shapes of their arguments once more: ``main`` has. It was a third of compile time."""
+"""Kernels don't check the types and shapes of arguments once more, ``main`` has: a third of the compile time."""
 
 
 @dataclasses.dataclass(frozen=True)

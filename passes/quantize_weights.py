@@ -14,7 +14,7 @@ from graphopt.base import LOSSY, Context, Pass, Preserves, Report
 from graphopt.errors import UsageError
 from graphopt.graph import add_constant, constant_array, raise_opset, remove_unused
 from graphopt.passes.quant.arithmetic import quantize_weight
-from graphopt.passes.quant.insert import dequantize_constant, finish
+from graphopt.passes.quant.insert import add_node, dequantize_constant, finish, replace_node
 from graphopt.passes.quant.original import remember
 from graphopt.passes.quant.spec import Dtype, QuantSpec
 from graphopt.passes.weights import find_weight, input_axis, is_weighted, matches, output_axis, weight_array
@@ -162,26 +162,20 @@ def _gather_integers(graph: ir.Graph, node: ir.Node, table: Array, spec: QuantSp
     """Replace Gather(table) by ``(Gather(q) - zero_point) * Gather(scale)``, with a scale per row."""
     q, scale, zero_point = quantize_weight(table, spec)
     column = [len(table)] + [1] * (table.ndim - 1)
-    hint, result, indices = str(node.inputs[0].name), node.outputs[0], node.inputs[1]  # pyright: ignore[reportOptionalMemberAccess]
-
-    def append(op_type: str, inputs: list[ir.Value | None], name: str, like: ir.Value, **attributes: int) -> ir.Value:
-        new = ir.node(op_type, inputs, attributes)
-        finish(graph, new, f"{hint}_{name}", like, None, [node])
-        graph.insert_before(node, new)
-        return new.outputs[0]
+    hint, float32 = str(node.inputs[0].name), ir.DataType.FLOAT  # pyright: ignore[reportOptionalMemberAccess]
 
     def rows(array: Array, name: str) -> ir.Value:
         constant = add_constant(graph, f"{hint}_{name}", array)
-        return append("Gather", [constant, indices], f"{name}_rows", constant, axis=0)
+        dtype = ir.DataType.from_numpy(array.dtype)
+        return add_node(graph, node, "Gather", [constant, node.inputs[1]], f"{hint}_{name}_rows", dtype, axis=0)
 
     def floats(array: Array, name: str) -> ir.Value:
-        return append("Cast", [rows(array, name)], f"{name}_float", result, to=int(ir.DataType.FLOAT))
+        cast = {"to": int(float32)}
+        return add_node(graph, node, "Cast", [rows(array, name)], f"{hint}_{name}_float", float32, **cast)
 
     values = floats(q, "quantized")
     if not spec.symmetric:
-        values = append("Sub", [values, floats(zero_point.reshape(column), "zero_point")], "centred", result)
-    scaled = append("Mul", [values, rows(scale.reshape(column), "scale")], "dequantized", result)
-    name, scaled.shape = result.name, result.shape
-    ir.convenience.replace_all_uses_with(result, scaled, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    scaled.name = name
+        zeros = floats(zero_point.reshape(column), "zero_point")
+        values = add_node(graph, node, "Sub", [values, zeros], f"{hint}_centred", float32)
+    scales = rows(scale.reshape(column), "scale")
+    replace_node(graph, node, add_node(graph, node, "Mul", [values, scales], f"{hint}_scaled", float32))

@@ -17,10 +17,12 @@ PRESETS: dict[str, str] = {
     "O2": f"{_CLEAN},fold-batch-norm",
     "O3": f"{_CLEAN},fold-batch-norm,{_CLEAN}",
     "int8": f"{_CLEAN},fold-batch-norm,insert-qdq,quantize-weights{{include=[Gather]}}",
+    "int8-dynamic": f"{_CLEAN},fold-batch-norm,quantize-dynamic,quantize-weights{{include=[Gather]}}",
     "int4-weights": f"{_CLEAN},fold-batch-norm,quantize-weights{{bits=4}}",
 }
 """O0 nothing; O1 clean-up; O2 and batch-norm folding; O3 and clean-up of what folding left; int8: O2, static QDQ
-(needs calibration data) and 8-bit embedding tables; int4-weights: O2 and weights in blocks of 4 bits.
+(needs calibration data) and 8-bit embedding tables; int8-dynamic: the same by run-time ranges, without calibration;
+int4-weights: O2 and weights in blocks of 4 bits.
 """
 
 

@@ -29,6 +29,7 @@ PASSES: dict[str, str] = {
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
     "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",
     "prune-magnitude": "graphopt.passes.prune_magnitude:PruneMagnitude",
+    "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
     "remove-unused": "graphopt.passes.remove_unused:RemoveUnused",
     "substitute-distilled": "graphopt.passes.substitute_distilled:SubstituteDistilled",

@@ -133,3 +133,33 @@ def finish(
     node.name = output.name = fresh_name(graph, hint)
     output.type, output.shape = like.type, shape
     derive(node, origins)
+
+
+def add_node(
+    graph: ir.Graph,
+    place: ir.Node,
+    op_type: str,
+    inputs: list[ir.Value | None],
+    hint: str,
+    dtype: ir.DataType,
+    outputs: int = 1,
+    **attributes: Any,
+) -> ir.Value:
+    """The first output, of `dtype`, of a new node before `place`, whose provenance it has."""
+    node = ir.node(op_type, inputs, attributes, num_outputs=outputs)
+    node.name = fresh_name(graph, hint)
+    for k, output in enumerate(node.outputs):
+        output.name = fresh_name(graph, hint if not k else f"{hint}_{k}")
+    node.outputs[0].dtype = dtype
+    derive(node, [place])
+    graph.insert_before(place, node)
+    return node.outputs[0]
+
+
+def replace_node(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Remove `node`; `value` takes the place, name, type and shape of its one result."""
+    result = node.outputs[0]
+    name, value.type, value.shape = result.name, result.type, result.shape
+    ir.convenience.replace_all_uses_with(result, value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    value.name = name

@@ -21,12 +21,14 @@ from graphopt.errors import UsageError
 from graphopt.pipeline.spec import Item, parse_item, parse_list
 
 PASSES: dict[str, str] = {
+    "adaround": "graphopt.passes.adaround:AdaRound",
     "correct-bias": "graphopt.passes.correct_bias:CorrectBias",
     "eliminate-common-subexpressions": "graphopt.passes.eliminate_common:EliminateCommonSubexpressions",
     "eliminate-identity": "graphopt.passes.eliminate_identity:EliminateIdentity",
     "equalize-channels": "graphopt.passes.equalize_channels:EqualizeChannels",
     "fold-batch-norm": "graphopt.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
+    "gptq": "graphopt.passes.gptq:Gptq",
     "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",
     "prune-magnitude": "graphopt.passes.prune_magnitude:PruneMagnitude",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",

@@ -89,7 +89,8 @@ def segment(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> i
         cut = values[name]
         cut.name = f"{name}_computed"
         given[name] = ir.val(name, type=cut.type, shape=cut.shape)
-        cut.replace_all_uses_with(given[name])
+        for node, index in cut.uses():
+            node.replace_input_with(index, given[name])
     part.graph.inputs[:] = given.values()
     remove_unused(part)
     part.graph.inputs[:] = [v for v in part.graph.inputs if v.uses()]

@@ -152,7 +152,8 @@ def test_relu6_only_where_ranges_allow():
     ],
 )
 def test_near_misses(body, reason):
-    text = f"g (float[3,3,1,1] x, float[3,3,1,1] w1, float[3,3,1,1] w2) => (float[3,3,1,1] y, float[3,3,1,1] z) {{ a = Conv (x, w1) {body} }}"
+    kind = "float[3,3,1,1]"
+    text = f"g ({kind} x, {kind} w1, {kind} w2) => ({kind} y, {kind} z) {{ a = Conv (x, w1) {body} }}"
     before = from_text(HEAD + text, w1=lopsided(3, 3, 1, 1), w2=normal(3, 3, 1, 1))
     after, report = apply(EqualizeChannels(), before)
     assert not report.changes

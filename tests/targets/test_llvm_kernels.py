@@ -39,9 +39,7 @@ def model_of(
     nodes: list[ir.Node], inputs: list[ir.Value], output: ir.Value, constants: dict[str, np.ndarray]
 ) -> ir.Model:
     output.type = ir.TensorType(ir.DataType.FLOAT)
-    values = [
-        ir.val(n, ir.DataType.FLOAT, list(a.shape), const_value=ir.tensor(a, name=n)) for n, a in constants.items()
-    ]
+    values = [ir.val(n, const_value=ir.tensor(a, name=n)) for n, a in constants.items()]
     by_name = {v.name: v for v in values}
     for node in nodes:
         for index, value in enumerate(node.inputs):
@@ -214,6 +212,35 @@ def test_concatenation_swish_and_global_pooling_stay_channels_last():
     planned = canonicalise(model.clone())
     plan(planned, resolve("native"), parallel=False)
     assert sum(n.op_type == "Transpose" for n in planned.graph) == 1, "only the input is turned"
+
+
+@EXAMPLES
+@given(
+    counts=st.sampled_from([[3, 18, 40], [16, 16], [1100, 1000], [5] * 9]),
+    reader=st.sampled_from(["Conv", "MaxPool", "AveragePool"]),
+    cut=st.booleans(),
+)
+def test_concatenations_and_slices_are_read_where_they_lie(counts: list[int], reader: str, cut: bool):
+    """1x1 convolutions and pooling read the parts: no copy, but for more than eight of them."""
+    rng = np.random.default_rng(9)
+    x = ir.val("x", ir.DataType.FLOAT, [2, 4, 5, 6])
+    parts = [ir.node("Conv", [x, ir.val(f"w{i}")]) for i in range(len(counts))]
+    constants = {f"w{i}": weights(rng, c, 4, 1, 1) for i, c in enumerate(counts)}
+    both = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": 1})
+    nodes, value, channels = [*parts, both], both.outputs[0], sum(counts)
+    if cut:
+        nodes.append(ir.node("Slice", [value, ir.val("one"), ir.val("end"), ir.val("one")]))
+        constants |= {"one": np.array([1]), "end": np.array([channels - 1])}
+        value, channels = nodes[-1].outputs[0], channels - 2
+    if reader == "Conv":
+        nodes.append(ir.node("Conv", [value, ir.val("w")]))
+        constants["w"] = weights(rng, 20, channels, 1, 1)
+    else:
+        nodes.append(ir.node(reader, [value], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 1]}))
+    model = model_of(nodes, [x], nodes[-1].outputs[0], constants)
+    same_as_onnxruntime(model, 2e-5)
+    kernels = plan(canonicalise(model.clone()), resolve("native"), parallel=False)
+    assert any(symbol.startswith("concat") for symbol in kernels) == (len(counts) > 8)
 
 
 def test_a_value_that_others_read_is_not_swallowed():

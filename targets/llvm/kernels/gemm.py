@@ -32,12 +32,25 @@ UNITS = 8  # pieces to share out among threads, at least, where there are as man
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """Channels [start, start + count) of an input of `channels` channels."""
+
+    channels: int
+    start: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Gemm:
-    """[*rows, k] @ [k, co] -> [*rows, co]; dimensions in `rows` are numbers or names of symbolic ones."""
+    """[*rows, k] @ [k, co] -> [*rows, co]; dimensions in `rows` are numbers or names of symbolic ones.
+
+    `sources`: what the k columns of the left side are, one after the other; empty where they are one input's.
+    """
 
     rows: tuple[int | str, ...]
     k: int
     co: int
+    sources: tuple[Source, ...] = ()
 
 
 def pack(weight: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
@@ -52,22 +65,24 @@ def pack(weight: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
 def make(
     g: Gemm, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "gemm", shape: tile.Shape | None = None
 ) -> tirx.PrimFunc:
-    """``f(x, weights, bias[, residual], y)`` for packed weights and bias (see `conv.pack_bias`).
+    """``f(x, weights, bias[, residual], y)`` for packed weights and bias (see `conv.pack_bias`), an x for each source.
 
     `shape`: a tile in place of the one chosen here.
     """
     with function(name) as (f, made):
         blocks = -(-g.co // isa.lanes)
-        x = f.argument("x", [*g.rows, g.k])
+        sources = g.sources or (Source(g.k, 0, g.k),)
+        arguments = [f.argument(f"x{i}", [*g.rows, source.channels]) for i, source in enumerate(sources)]
         w = f.argument("w", [blocks, g.k, isa.lanes])
         b = f.argument("b", [blocks * isa.lanes])
         residual = f.argument("r", [*g.rows, g.co]) if epilogue.residual else None
         y = f.argument("y", [*g.rows, g.co])
-        x, y = f.matrix(x, [*g.rows, g.k]), f.matrix(y, [*g.rows, g.co])
+        inputs = [f.matrix(x, [*g.rows, s.channels]) for x, s in zip(arguments, sources, strict=True)]
+        y = f.matrix(y, [*g.rows, g.co])
         residual = None if residual is None else f.matrix(residual, [*g.rows, g.co])
         rows = f.product(g.rows)
         shape = shape or tile.choose(rows if isinstance(rows, int) else MANY, blocks, isa)
-        panels = _Panels(g, isa, epilogue, shape, rows, x, w, b, residual, y)
+        panels = _Panels(g, isa, epilogue, shape, rows, list(zip(inputs, sources, strict=True)), w, b, residual, y)
         for start, stop in _inner_blocks(g):
             panels.emit(start, stop, parallel)
     return made[0]
@@ -87,7 +102,7 @@ class _Panels:
     epilogue: Epilogue
     shape: tile.Shape
     rows: Expr
-    x: Any
+    inputs: Sequence[tuple[Any, Source]]
     w: Any
     b: Any
     residual: Any
@@ -139,10 +154,7 @@ class _Panels:
         acc = tile.Accumulators(shape, self.isa, lambda j: load(self.b, [(block + j) * lanes], lanes))
         if start:
             acc.read(self.y, counts, lambda i, j, offset: [row + i, (block + j) * lanes + offset])
-        with loop(stop, start=start) as k:
-            for column in ahead or ():
-                prefetch(self.w, [block + shape.cols + column, k, 0])
-            acc.step(range(shape.rows), lambda i: self.x[row + i, k], lambda j: load(self.w, [block + j, k, 0], lanes))
+        self._steps(acc, row, block, start, stop, ahead or [])
         last = stop == g.k
         acc.write(
             counts,
@@ -151,6 +163,25 @@ class _Panels:
             self.y,
             apart=last and self.epilogue.long,
         )
+
+    def _steps(
+        self, acc: tile.Accumulators, row: Expr, block: Expr, start: int, stop: int, ahead: Sequence[Expr]
+    ) -> None:
+        """Inner dimension [start, stop), source by source."""
+        rows, lanes = acc.shape.rows, self.isa.lanes
+
+        def steps(x: Any, low: int, high: int, shift: int) -> None:
+            with loop(high, start=low) as k:
+                for column in ahead:
+                    prefetch(self.w, [block + acc.shape.cols + column, k, 0])
+                acc.step(range(rows), lambda i: x[row + i, k + shift], lambda j: load(self.w, [block + j, k, 0], lanes))
+
+        first = 0
+        for x, source in self.inputs:
+            low, high = max(start, first), min(stop, first + source.count)
+            if low < high:
+                steps(x, low, high, source.start - first)
+            first += source.count
 
     def _columns(self, block: Expr, cols: int) -> Sequence[int]:
         """How many elements each vector column has in the output; only the very last one may be partial."""

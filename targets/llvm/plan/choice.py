@@ -81,7 +81,7 @@ def convolution(c: Conv, isa: Isa) -> list[Candidate]:
     if c.group == c.ci == c.co > 1:
         work = c.oh * c.ow * math.prod(c.kernel) * math.ceil(c.co / isa.lanes)
         return [Candidate("depthwise", None, work / FMAS)]
-    if c.kernel == c.strides == (1, 1) and c.pads == (0, 0, 0, 0) and c.group == 1:
+    if is_product(c):
         return product(gemm.Gemm((c.n, c.h, c.w), c.ci, c.co), isa)
     each, inner = c.co // c.group, c.ci // c.group * math.prod(c.kernel)
     blocks = math.ceil(each / isa.lanes)
@@ -101,6 +101,11 @@ def convolution(c: Conv, isa: Isa) -> list[Candidate]:
             waste = tile.price(shape, block, blocks) / best
             found.append(Candidate(algorithm, shape, max(compute * waste, memory) + transforms))
     return sorted(found, key=lambda candidate: candidate.cycles)
+
+
+def is_product(c: Conv) -> bool:
+    """Whether `c` is a matrix product of positions by channels."""
+    return c.kernel == c.strides == (1, 1) and c.pads == (0, 0, 0, 0) and c.group == 1
 
 
 def product(g: gemm.Gemm, isa: Isa) -> list[Candidate]:

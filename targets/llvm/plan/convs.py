@@ -19,6 +19,7 @@ from graphopt.targets.llvm.plan.choice import Candidate
 from graphopt.targets.llvm.plan.epilogues import Tail
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Dim, Twins, image, is_turned
+from graphopt.targets.llvm.plan.sources import sources
 
 
 def window(node: ir.Node, kernel: Sequence[int]) -> Conv | None:
@@ -99,19 +100,21 @@ BASES = {"gemm": "conv1x1", "direct": "conv"}
 def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     """Put the kernel call in front of the tail's last node, and make its result the twin of the tail's value."""
     node = tail.nodes[0]
+    x = node.inputs[0]
+    assert x is not None
     parallel = kernels.threads((c.n, c.oh, c.ow), c.co * c.ci // c.group * math.prod(c.kernel))
+    where, read = sources(x, twins) if choice.is_product(c) else ((), [twins.last(x)])
     problem = choice.Problem(
         choice.convolution(c, kernels.isa),
-        lambda how, symbol: _make(how, c, kernels.isa, tail.epilogue, parallel, symbol),
+        lambda how, symbol: _make(how, c, where, kernels.isa, tail.epilogue, parallel, symbol),
     )
-    how, symbol = kernels.choose((c, tail.epilogue, parallel), problem, BASES)
+    key = (c, tail.epilogue, parallel, where) if where else (c, tail.epilogue, parallel)
+    how, symbol = kernels.choose(key, problem, BASES)
     packed, shift = _weights(node, how, c, kernels)
-    x = node.inputs[0]
     shape = image(node.outputs[0])
-    assert x is not None
     assert shape is not None
     dims: list[Dim] = [shape.n, c.oh, c.ow, c.co]
-    inputs = [twins.last(x), packed, shift]
+    inputs = [*read, packed, shift]
     if tail.residual is not None:
         inputs.append(twins.shaped(twins.last(tail.residual), dims, tail.residual))
     called = call(symbol, inputs, dims, tail.last)
@@ -119,12 +122,21 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     twins.set(tail.value, twins.shaped(called.outputs[0], shape.last, tail.value))
 
 
-def _make(how: Candidate, c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, symbol: str) -> tirx.PrimFunc:
+def _make(
+    how: Candidate,
+    c: Conv,
+    where: tuple[gemm.Source, ...],
+    isa: Isa,
+    epilogue: Epilogue,
+    parallel: bool,
+    symbol: str,
+) -> tirx.PrimFunc:
     match how.algorithm:
         case "depthwise":
             return depthwise.make(c, isa, epilogue, parallel, symbol)
         case "gemm":
-            return gemm.make(gemm.Gemm((c.n, c.h, c.w), c.ci, c.co), isa, epilogue, parallel, symbol, how.tile)
+            g = gemm.Gemm((c.n, c.h, c.w), c.ci, c.co, where)
+            return gemm.make(g, isa, epilogue, parallel, symbol, how.tile)
         case "line":
             return line.make(c, isa, epilogue, parallel, symbol, how.tile)
         case "direct":

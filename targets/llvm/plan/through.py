@@ -14,6 +14,7 @@ from graphopt.targets.llvm.plan import slices
 from graphopt.targets.llvm.plan.convs import window
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Twins, constant_to_last, image, is_turned
+from graphopt.targets.llvm.plan.sources import sources
 
 UNARY = frozenset(
     {"Abs", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu"}
@@ -70,13 +71,16 @@ def _global_average(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
 
 def _call_pool(node: ir.Node, c: Conv, count_padding: bool, kernels: Kernels, twins: Twins) -> None:
     maximum = node.op_type == "MaxPool"
-    key = ("pool", c, maximum, count_padding)
-    parallel = kernels.threads((c.n, c.oh, c.ow), c.co * math.prod(c.kernel))
-    symbol = kernels.symbol(key, "pool", lambda s: pool.make(c, kernels.isa, maximum, count_padding, parallel, s))
     x, shape = node.inputs[0], image(node.outputs[0])
     assert x is not None
     assert shape is not None
-    called = call(symbol, [twins.last(x)], [shape.n, c.oh, c.ow, c.co], node)
+    where, inputs = sources(x, twins)
+    key = ("pool", c, maximum, count_padding, where)
+    parallel = kernels.threads((c.n, c.oh, c.ow), c.co * math.prod(c.kernel))
+    symbol = kernels.symbol(
+        key, "pool", lambda s: pool.make(c, kernels.isa, maximum, count_padding, parallel, s, where)
+    )
+    called = call(symbol, inputs, [shape.n, c.oh, c.ow, c.co], node)
     twins.insert(called)
     twins.set(node.outputs[0], twins.shaped(called.outputs[0], shape.last, node.outputs[0]))
 

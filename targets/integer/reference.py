@@ -18,6 +18,7 @@ and DequantizeLinear operators differs from this by at most one step of y.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ def requantise(
     np.rint(scaled, out=scaled)
     # |low - zero|, |high - zero| <= 383: exact in float32, and clamping first keeps the cast in range.
     return np.clip(scaled, low - zero, high - zero, out=scaled).astype(np.int32) + zero
+
+
+def total(terms: Sequence[Array], zero: int, low: int, high: int) -> Array:
+    """``clamp(rint(sum of terms) + z, low, high)`` of float32 terms in steps of the result, as int32: additions."""
+    steps = np.rint(np.add.reduce(list(terms), axis=0, dtype=np.float32))
+    return np.clip(steps, low - zero, high - zero).astype(np.int32) + zero
 
 
 def scaled(q: Array, zero: int, m: Array | np.float32) -> Array:

@@ -21,10 +21,14 @@ Expr = Any
 
 @dataclasses.dataclass(frozen=True)
 class Isa:
-    """What a kernel needs to know of a CPU: float32 lanes of a vector register, and how many registers there are."""
+    """What a kernel needs to know of a CPU: float32 lanes of a vector register, and how many registers there are.
+
+    `features`: LLVM's names of those that integer kernels choose by.
+    """
 
     lanes: int
     registers: int
+    features: frozenset[str] = frozenset()
 
 
 class Function:
@@ -48,6 +52,10 @@ class Function:
     def matrix(self, whole: Any, shape: Sequence[int | str]) -> Any:
         """The buffer `whole` of `shape` seen as a matrix: all dimensions but the last are one. After all arguments."""
         return T.decl_buffer([i64(self.product(shape[:-1])), self.dim(shape[-1])], whole.dtype, data=whole.data)
+
+    def view(self, whole: Any, shape: Sequence[Expr]) -> Any:
+        """The buffer `whole` with other dimensions. After all arguments."""
+        return T.decl_buffer([i64(d) for d in shape], whole.dtype, data=whole.data)
 
     def product(self, shape: Sequence[int | str]) -> Expr:
         """The number of elements of `shape`: an int when all dimensions are."""
@@ -106,9 +114,11 @@ def prefetch(buffer: Any, indices: Sequence[Expr]) -> None:
     T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load(buffer, indices, 1)), 0, 2, 1))
 
 
-def splat(value: Expr, lanes: Expr) -> Expr:
-    """A vector of equal elements."""
-    scalar = tirx.const(float(value), "float32") if isinstance(value, (int, float)) else value
+def splat(value: Expr, lanes: Expr, dtype: str = "float32") -> Expr:
+    """A vector of equal elements; `dtype` is that of a Python number."""
+    scalar = value
+    if isinstance(value, (int, float)):
+        scalar = tirx.const(float(value) if dtype == "float32" else int(value), dtype)
     return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
 
 

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from graphopt.targets.llvm.kernels.arithmetic import FLOAT, Arithmetic
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, load, loop, pieces, registers, splat, store
 
 LOAD, FURTHER = 0.25, 0.03  # see `price`
@@ -93,10 +94,12 @@ class Ahead:
 class Accumulators:
     """The accumulators of one tile, in registers."""
 
-    def __init__(self, shape: Shape, isa: Isa, start: Callable[[int], Expr] | None = None) -> None:
+    def __init__(
+        self, shape: Shape, isa: Isa, start: Callable[[int], Expr] | None = None, arithmetic: Arithmetic = FLOAT
+    ) -> None:
         """`start(j)` is the vector that column j begins with (a bias); zero without it."""
-        self.shape, self.isa = shape, isa
-        self._array = registers(shape.rows * shape.cols * isa.lanes)
+        self.shape, self.isa, self.arithmetic = shape, isa, arithmetic
+        self._array = registers(shape.rows * shape.cols * isa.lanes, arithmetic.dtype)
         for j in range(shape.cols):
             for i in range(shape.rows):
                 self._put(i, j, splat(0.0, isa.lanes) if start is None else start(j))
@@ -107,9 +110,9 @@ class Accumulators:
         Columns innermost: with rows innermost LLVM keeps all broadcasts alive and spills.
         """
         for i in rows:
-            scalar = splat(a(i), self.isa.lanes)
+            spread = self.arithmetic.spread(a(i), self.isa.lanes)
             for j in range(self.shape.cols):
-                self._put(i, j, self.vector(i, j) + scalar * w(j))
+                self._put(i, j, self.arithmetic.add(self.vector(i, j), spread, w(j), self.isa.lanes))
 
     def vector(self, row: int, col: int, offset: int = 0, width: int | None = None) -> Expr:
         """`width` elements (default: the whole vector) of an accumulator."""
@@ -130,6 +133,9 @@ class Accumulators:
         the tile is stored, in a loop over its rows: less code where finishing takes many instructions.
         """
         apart = apart and self.shape.rows > 1
+        if apart and out.dtype != self.arithmetic.dtype:
+            self._write_from_copy(counts, to, finish, out)
+            return
         runs = [(j, *run) for j, count in enumerate(counts) for run in pieces(count, self.isa.lanes)]
         for i in range(self.shape.rows):
             for j, offset, width in runs:
@@ -140,6 +146,20 @@ class Accumulators:
                 for j, offset, width in runs:
                     place = to(i, j, offset)
                     store(out, finish(load(out, place, width), place, width), place, width)
+
+    def _write_from_copy(
+        self, counts: Sequence[int], to: Place, finish: Callable[[Expr, list[Expr], int], Expr], out: Any
+    ) -> None:
+        """`write` apart, by way of a copy of the tile, as `out` has another type."""
+        copy = registers(self.shape.rows * self.shape.cols * self.isa.lanes, self.arithmetic.dtype)
+        for i in range(self.shape.rows):
+            for j in range(self.shape.cols):
+                store(copy, self.vector(i, j), [self._index(i, j)], self.isa.lanes)
+        with loop(self.shape.rows) as i:
+            for j, count in enumerate(counts):
+                for offset, width in pieces(count, self.isa.lanes):
+                    place, at = to(i, j, offset), (i * self.shape.cols + j) * self.isa.lanes + offset
+                    store(out, finish(load(copy, [at], width), place, width), place, width)
 
     def read(self, source: Any, counts: Sequence[int], place: Place) -> None:
         """Set the accumulators to what `write` stored without finishing."""

@@ -89,6 +89,11 @@ def _oriented(node: ir.Node) -> np.ndarray:
     w, x = constant_array(node.inputs[1]), node.inputs[0]
     assert w is not None
     assert x is not None
+    return oriented(w, x)
+
+
+def oriented(w: np.ndarray, x: ir.Value) -> np.ndarray:
+    """The weight of a convolution of `x` as [CO, CI/group, KH, KW] on twins."""
     if w.ndim == 3:
         return w[:, :, None, :]
     return w.transpose(0, 1, 3, 2) if is_turned(x) else w

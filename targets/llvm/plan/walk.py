@@ -11,6 +11,7 @@ from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan import attention, convs, dense, integer, pointwise, rows, shuffle, through, transposed
 from graphopt.targets.llvm.plan.choice import Choices
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
+from graphopt.targets.llvm.plan.integer.order import hoist
 from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, image, replace
@@ -27,15 +28,18 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     are kept to; the others are noted there.
     """
     make_unsigned(model)
+    hoist(model.graph)
     sink(model)
     find_norms(model)
     simplify(model)
     graph = model.graph
-    kernels = Kernels(graph, Isa(cpu.lanes, cpu.registers), parallel, choices or Choices())
+    isa = Isa(cpu.lanes, cpu.registers, cpu.features)
+    kernels = Kernels(graph, isa, parallel, choices or Choices())
     twins = Twins(graph, lambda value, parts: pointwise.gather(value, parts, kernels, twins))
     nodes = list(graph)
     position = {node: index for index, node in enumerate(nodes)}
     regions = integer.find(nodes)
+    integer.make_rest_float(graph, regions)
     taken = {node for region in regions.values() for node in region.nodes}
     attentions = attention.find(nodes)
     taken.update(node for match in attentions.values() for node in match.nodes)

@@ -14,11 +14,13 @@ from types import ModuleType
 
 import onnx_ir as ir
 
+from graphopt.targets.llvm.plan.integer import calls
 from graphopt.targets.llvm.plan.integer.region import Region
+from graphopt.targets.llvm.plan.integer.weights import WEIGHTED, make_float
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins
 
-FAMILIES: tuple[ModuleType, ...] = ()
+FAMILIES: tuple[ModuleType, ...] = (calls,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,14 @@ def find(nodes: Sequence[ir.Node]) -> dict[ir.Node, Found]:
             taken.update(region.nodes)
             found[region.nodes[-1]] = Found(region, family)
     return found
+
+
+def make_rest_float(graph: ir.Graph, found: dict[ir.Node, Found]) -> None:
+    """Give weighted operators outside the regions float constants, which float kernels want."""
+    taken = {node for region in found.values() for node in region.nodes}
+    for node in graph:
+        if node.domain == "" and node.op_type in WEIGHTED and node not in taken:
+            make_float(graph, node)
 
 
 def emit(found: Found, kernels: Kernels, twins: Twins) -> None:

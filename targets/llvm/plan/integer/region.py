@@ -52,3 +52,9 @@ def _parameters(node: ir.Node, value: ir.Value | None) -> Quantized | None:
     if scale is None or zero is None or scale.size != 1 or zero.size != 1 or scale.dtype != np.float32:
         return None
     return Quantized(value, np.float32(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]))
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that alone reads `value`, once."""
+    users = [use.node for use in value.uses()]
+    return None if value.is_graph_output() or len(users) != 1 else users[0]

@@ -1,0 +1,108 @@
+"""From int32 accumulators to what is stored: see `graphopt.targets.integer.reference` for the formulas."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from graphopt.targets.llvm.kernels.emit import Expr, load, named, splat
+from graphopt.targets.llvm.kernels.epilogue import Epilogue
+
+MAGIC = 12582912.0
+"""1.5 * 2^23: a float32 sum with it is rounded to an integer, halves to even, that lies in its lowest bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """8-bit values: their zero point, and the least and the greatest."""
+
+    zero: int
+    low: int = 0
+    high: int = 255
+
+    def round(self, steps: Expr, lanes: int) -> Expr:
+        """``clamp(rint(steps) + zero, low, high)`` as uint8; NaN becomes some value of the range."""
+        low, high = float(self.low - self.zero), float(self.high - self.zero)
+        inside = tirx.Min(tirx.Max(steps, splat(low, lanes)), splat(high, lanes))
+        bits = tirx.reinterpret(_vector("int32", lanes), inside + splat(MAGIC, lanes))
+        return tirx.Cast(_vector("uint8", lanes), bits + splat(self.zero, lanes, "int32"))
+
+    def kept(self, steps: Expr, lanes: int) -> Expr:
+        """``clamp(rint(steps), low - zero, high - zero)`` as float32."""
+        low, high = float(self.low - self.zero), float(self.high - self.zero)
+        inside = tirx.Min(tirx.Max(steps, splat(low, lanes)), splat(high, lanes))
+        return unfused(inside + splat(MAGIC, lanes), lanes) - splat(MAGIC, lanes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual:
+    """8-bit values that are added: ``(r - zero) * m``, m in steps of the result. Exact under `float32`.
+
+    `inner`: what the accumulators become before the addition where they are 8 bits once more, and what a step of these
+    is worth in steps of the result.
+    """
+
+    zero: int
+    m: float
+    inner: tuple[Range, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """``float32(acc) * m[channel]``, then one of
+
+    - uint8: with the residual, clamped to `range`; no `formula`;
+    - a float32 `formula`, which is stored as it is, or divided by `step` and clamped to `range`.
+    """
+
+    range: Range | None
+    residual: Residual | None = None
+    formula: Epilogue = dataclasses.field(default_factory=Epilogue)
+    step: float | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Of the result."""
+        return "float32" if self.range is None else "uint8"
+
+    @property
+    def addend(self) -> str | None:
+        """The type of the residual, if there is one."""
+        if self.residual is not None:
+            return "uint8"
+        return "float32" if self.formula.residual else None
+
+    def __call__(self, acc: Expr, m: Any, residual: Any, place: list[Expr], lanes: int) -> Expr:
+        """What to store at `place`, whose last index is the channel."""
+        value = tirx.Cast(_vector("float32", lanes), acc) * load(m, [place[-1]], lanes)
+        if self.residual is not None:
+            value = self._add(value, load(residual, place, lanes), lanes)
+        value = self.formula.finish(residual, value, place, lanes)
+        if self.range is None:
+            return value
+        return self.range.round(value if self.step is None else value / splat(self.step, lanes), lanes)
+
+    def _add(self, value: Expr, r: Expr, lanes: int) -> Expr:
+        assert self.residual is not None
+        if self.residual.inner is not None:
+            kept, worth = self.residual.inner
+            value = kept.kept(named(value), lanes) * splat(np.float32(worth), lanes)
+        return unfused(value, lanes) + unfused(dequantize(r, self.residual.zero, self.residual.m, lanes), lanes)
+
+
+def dequantize(q: Expr, zero: int, scale: float, lanes: int) -> Expr:
+    """``float32(q - zero) * scale`` of uint8 vectors."""
+    steps = tirx.Cast(_vector("int32", lanes), q) - splat(zero, lanes, "int32")
+    return tirx.Cast(_vector("float32", lanes), steps) * splat(float(np.float32(scale)), lanes)
+
+
+def unfused(value: Expr, lanes: int) -> Expr:
+    """`value` rounded to float32: a product that is not to become part of a fused multiply-add."""
+    return tirx.call_llvm_pure_intrin(_vector("float32", lanes), "llvm.arithmetic.fence", value)
+
+
+def _vector(dtype: str, lanes: int) -> str:
+    return f"{dtype}x{lanes}" if lanes > 1 else dtype

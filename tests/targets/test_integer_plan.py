@@ -1,0 +1,183 @@
+"""Quantized graphs run on integer kernels, within one step of onnxruntime's exact integer mode."""
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from graphopt.artifact import assemble
+from graphopt.base import Context
+from graphopt.graph import normalise
+from graphopt.targets.llvm import Llvm
+from graphopt.targets.llvm.cpu import resolve
+from graphopt.targets.llvm.plan import plan
+from graphopt.targets.lowering.canonical import canonicalise
+
+
+class Net:
+    """A QDQ graph under construction: values are float, with pairs where they are asked for."""
+
+    def __init__(self, seed: int = 0, activation: type = np.uint8) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.activation = activation
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
+        self.inputs: list[ir.Value] = []
+
+    def constant(self, array) -> ir.Value:
+        array = np.asarray(array)
+        name = f"c{len(self.constants)}"
+        value = ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape, const_value=ir.tensor(array, name=name))
+        self.constants.append(value)
+        return value
+
+    def input(self, *shape) -> ir.Value:
+        self.inputs.append(ir.val(f"x{len(self.inputs)}", ir.DataType.FLOAT, list(shape)))
+        return self.inputs[-1]
+
+    def op(self, name: str, *inputs, **attributes) -> ir.Value:
+        node = ir.node(name, list(inputs), attributes, name=f"n{len(self.nodes)}")
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def pair(self, x: ir.Value, scale: float, zero: int) -> ir.Value:
+        shifted = zero - 128 if self.activation is np.int8 else zero
+        s, z = self.constant(np.float32(scale)), self.constant(self.activation(shifted))
+        return self.op("DequantizeLinear", self.op("QuantizeLinear", x, s, z), s, z)
+
+    def weight(self, *shape, axis=0) -> ir.Value:
+        q = self.rng.integers(-127, 128, shape).astype(np.int8)
+        scale = (self.rng.uniform(0.5, 2, shape[axis]) / (60 * np.sqrt(q.size / shape[axis]))).astype(np.float32)
+        zero = np.zeros(shape[axis], np.int8)
+        return self.op("DequantizeLinear", self.constant(q), self.constant(scale), self.constant(zero), axis=axis)
+
+    def conv(self, x: ir.Value, *shape, **attributes) -> ir.Value:
+        bias = self.constant(self.rng.standard_normal(shape[0]).astype(np.float32))
+        return self.op("Conv", x, self.weight(*shape), bias, **attributes)
+
+    def model(self, *outputs: ir.Value) -> ir.Model:
+        for value in outputs:
+            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+        graph = ir.Graph(
+            self.inputs, outputs, nodes=self.nodes, initializers=self.constants, opset_imports={"": 17}, name="g"
+        )
+        return normalise(ir.Model(graph, ir_version=8))
+
+
+def exact(model: ir.Model, feeds):
+    """onnxruntime without fusions: the float arithmetic that the pairs define."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def symbols(model: ir.Model, mcpu: str = "native") -> list[str]:
+    return list(plan(canonicalise(model.clone()), resolve(mcpu), parallel=False))
+
+
+def compare(model: ir.Model, step: float, sizes=None, steps: float = 1.0) -> None:
+    rng = np.random.default_rng(5)
+    feeds = {}
+    for value in model.graph.inputs:
+        shape = [d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape]
+        feeds[str(value.name)] = rng.standard_normal(shape).astype(np.float32)
+    program = Llvm(threads=1).build(model, Context())
+    with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
+        got = executable.run(feeds)
+    for value, want in zip(model.graph.outputs, exact(model, feeds), strict=True):
+        assert want.std() > 3 * step, "a test of nothing"
+        np.testing.assert_allclose(got[str(value.name)], want, rtol=0, atol=steps * step * 1.001)
+
+
+@pytest.mark.parametrize("activation", [np.uint8, np.int8])
+def test_chain_of_convolutions(activation):
+    net = Net(activation=activation)
+    x = net.pair(net.input(2, 3, 19, 17), 0.03, 120)
+    y = net.pair(net.op("Relu", net.conv(x, 16, 3, 3, 3, strides=[2, 2], pads=[1, 1, 1, 1])), 0.02, 7)
+    y = net.pair(net.conv(y, 21, 16, 1, 1), 0.03, 130)
+    model = net.model(net.pair(net.conv(y, 12, 7, 3, 2, group=3, pads=[0, 1, 0, 0]), 0.03, 128))
+    assert sum("integer" in s for s in symbols(model)) == 3
+    compare(model, 0.03, steps=2)  # a step of a value between moves the last one by less than one more
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_residual(both):
+    """The other side of an addition is 8 bits; with `both` the layer's own side is made 8 bits first as well."""
+    net = Net()
+    x = net.pair(net.input(1, 16, 9, 9), 0.03, 128)
+    y = net.conv(x, 16, 16, 3, 3, pads=[1, 1, 1, 1])
+    y = net.op("Relu", net.op("Add", net.pair(y, 0.05, 100) if both else y, x))
+    model = net.model(net.pair(y, 0.04, 3))
+    assert len(symbols(model)) <= 2 + len([s for s in symbols(model) if "integer" not in s])
+    assert sum("integer" in s for s in symbols(model)) == 1
+    compare(model, 0.04, steps=1 + both * 0.05 / 0.04)
+
+
+def test_what_float_operators_read_stays_float():
+    net = Net()
+    x = net.pair(net.input(1, 8, 7, 11), 0.03, 128)
+    y = net.conv(x, 24, 8, 3, 3, pads=[1, 1, 1, 1])
+    model = net.model(net.op("Sigmoid", y))
+    assert sum("integer" in s for s in symbols(model)) == 1
+    compare(model, 1e-4)  # the float bias is rounded to steps of the accumulators
+
+
+def test_dense_layers_of_an_open_batch():
+    net = Net()
+    x = net.pair(net.input("N", 30), 0.03, 128)
+    q = net.rng.integers(-127, 128, 21).astype(np.int32)
+    y = net.op("Add", net.op("MatMul", x, net.weight(30, 21, axis=1)), net.constant(q.astype(np.float32) / 99))
+    y = net.pair(net.op("Clip", y, net.constant(np.float32(-0.5)), net.constant(np.float32(1.5))), 0.01, 60)
+    bias = net.constant(net.rng.standard_normal(9).astype(np.float32))
+    model = net.model(net.op("Gemm", y, net.weight(9, 21), bias, transB=1))
+    assert sum("integer_dense" in s for s in symbols(model)) == 2
+    compare(model, 0.01, {"N": 5}, steps=2)
+
+
+def test_one_dimensional_and_turned_convolutions():
+    net = Net()
+    x = net.pair(net.input(2, 5, 40), 0.03, 128)
+    model = net.model(net.pair(net.conv(x, 12, 5, 7, strides=[2], pads=[3, 3]), 0.03, 128))
+    assert sum("integer" in s for s in symbols(model)) == 1
+    compare(model, 0.03)
+    net = Net()
+    x = net.pair(net.input(1, 5, 40, 1), 0.03, 128)
+    model = net.model(net.pair(net.conv(x, 12, 5, 5, 1, pads=[2, 0, 2, 0]), 0.03, 128))
+    compare(model, 0.03)
+
+
+def test_value_read_as_integers_and_as_float():
+    net = Net()
+    x = net.pair(net.input(1, 16, 8, 8), 0.03, 128)
+    y = net.pair(net.conv(x, 16, 16, 3, 3, pads=[1, 1, 1, 1]), 0.03, 128)
+    z = net.pair(net.conv(y, 16, 16, 1, 1), 0.03, 128)
+    model = net.model(z, net.op("Tanh", y))
+    compare(model, 0.03, steps=2)
+
+
+@pytest.mark.parametrize("trouble", ["per-channel input", "weight zero point", "computed scale", "bias overflows"])
+def test_what_is_no_region_runs_as_float(trouble):
+    net = Net()
+    x = net.input(1, 8, 7, 7)
+    if trouble == "per-channel input":
+        s, z = net.constant(np.linspace(0.02, 0.04, 8, dtype=np.float32)), net.constant(np.full(8, 128, np.uint8))
+        d = net.op("DequantizeLinear", net.op("QuantizeLinear", x, s, z, axis=1), s, z, axis=1)
+    elif trouble == "computed scale":
+        s, z = net.op("ReduceMax", net.op("Abs", x), keepdims=0), net.constant(np.uint8(128))
+        s = net.op("Div", s, net.constant(np.float32(127)))
+        d = net.op("DequantizeLinear", net.op("QuantizeLinear", x, s, z), s, z)
+    else:
+        d = net.pair(x, 0.03, 128)
+    weight, bias = net.weight(8, 8, 3, 3), net.constant(net.rng.standard_normal(8).astype(np.float32))
+    if trouble == "weight zero point":
+        q = net.constant(net.rng.integers(-127, 128, (8, 8, 3, 3)).astype(np.int8))
+        weight = net.op("DequantizeLinear", q, net.constant(np.float32(0.001)), net.constant(np.int8(3)))
+    if trouble == "bias overflows":
+        bias = net.constant(np.full(8, 3e6, np.float32))
+    model = net.model(net.pair(net.op("Conv", d, weight, bias), 0.03 if trouble != "bias overflows" else 2e4, 128))
+    assert not any("integer" in s for s in symbols(model))
+    if trouble != "bias overflows":
+        compare(model, 0.03)

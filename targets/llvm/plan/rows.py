@@ -1,11 +1,11 @@
-"""Softmax and layer normalization over the last axis onto kernels."""
+"""Layer normalization over the last axis onto its kernel."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.targets.llvm.kernels import layer_norm, softmax
+from graphopt.targets.llvm.kernels import layer_norm
 from graphopt.targets.llvm.plan.kernels import ELEMENT, Kernels, call
 from graphopt.targets.llvm.plan.layout import Twins, replace
 
@@ -17,14 +17,7 @@ def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
     problem = matrix(node.inputs[0]) if node.domain == "" and node.inputs else None
     if problem is None:
         return False
-    (rows, size), isa = problem, kernels.isa
-    if node.op_type == "Softmax" and node.attributes.get_int("axis", -1) in (-1, len(rows)):
-        parallel = kernels.threads(rows, size * ELEMENT)
-        symbol = kernels.symbol(
-            ("softmax", rows, size), "softmax", lambda s: softmax.make(rows, size, isa, parallel, s)
-        )
-        _call(symbol, [node.inputs[0]], node, twins)
-        return True
+    rows, size = problem
     if node.op_type == "LayerNormalization":
         return _layer_norm(node, rows, size, kernels, twins)
     return False

@@ -22,7 +22,10 @@ UNARY = frozenset(
 )
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu"})
 POOLS = frozenset({"MaxPool", "AveragePool"})
-KEEPING = UNARY | BINARY | {"Concat", "Split", "Slice", "Resize", "GlobalAveragePool", "LRN"}
+KEEPING = (
+    UNARY | BINARY | {"Concat", "Split", "Slice", "Resize", "GlobalAveragePool", "GlobalMaxPool", "LRN", "Pad"}
+    | {"Softmax", "LogSoftmax", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}
+)  # fmt: skip
 """Operators whose results are channels-last if their inputs are (mostly: shapes have a say)."""
 
 

@@ -8,7 +8,18 @@ from tvm import tirx
 
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.kernels.emit import Isa
-from graphopt.targets.llvm.plan import attention, convs, dense, integer, pointwise, rows, shuffle, through, transposed
+from graphopt.targets.llvm.plan import (
+    attention,
+    convs,
+    dense,
+    integer,
+    operators,
+    pointwise,
+    rows,
+    shuffle,
+    through,
+    transposed,
+)
 from graphopt.targets.llvm.plan.choice import Choices
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.integer.order import hoist
@@ -62,7 +73,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
             shuffle.emit(shuffles[node], kernels, twins)
         elif node in chains:
             pointwise.emit(chains[node], kernels, twins)
-        elif node not in taken and not (through.emit(node, kernels, twins) or rows.emit(node, kernels, twins)):
+        elif node not in taken and not any(kind.emit(node, kernels, twins) for kind in (through, operators, rows)):
             for value in node.inputs:
                 if value is not None:
                     twins.first(value)

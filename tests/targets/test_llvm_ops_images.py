@@ -124,3 +124,80 @@ def test_pad(check, pads, mode: str, channels: int, value: float, mcpu: str):
             a = MaxPool<kernel_shape = [1, 1]>(x)  b = Pad<mode = "{mode}">(a, p, v)  y = Relu(b) }}""",
         mcpu, p=np.array([0, 0, top, left, 0, 0, bottom, right]), v=np.array(value, np.float32), rtol=0,
     )  # fmt: skip
+
+
+def output_size(size: int, kernel: int, stride: int, dilation: int, pads: tuple[int, int]) -> int:
+    """Windows of a pooling that rounds up, less one that would start in the padding at the end."""
+    whole = -(-(size + sum(pads) - dilation * (kernel - 1) - 1) // stride) + 1
+    return whole - 1 if (whole - 1) * stride >= size + pads[0] else whole
+
+
+@EXAMPLES
+@given(
+    st.integers(7, 15), st.integers(2, 3), st.integers(1, 3), st.integers(1, 2), st.integers(0, 1), st.integers(0, 1),
+    st.integers(1, 20), CPUS,
+)  # fmt: skip
+def test_pools_that_round_up(
+    check, size: int, kernel: int, stride: int, dilation: int, pad: int, count: int, c: int, mcpu
+):
+    """Largest and mean, with windows that end outside."""
+    out = output_size(size, kernel, stride, dilation, (pad, pad))
+    common = f"ceil_mode = 1, kernel_shape = [{kernel}, {kernel}], strides = [{stride}, {stride}], pads = {[pad] * 4}"
+    outside = (out - 1) * stride + dilation * (kernel - 1) + 1 > size + 2 * pad
+    check(
+        f"""g ({shape((2, c, size, size))} x) => ({shape((2, c, out, out))} y, {shape((2, c, out, out))} z) {{
+            y = MaxPool<{common}, dilations = [{dilation}, {dilation}]>(x)
+            z = AveragePool<{common}, dilations = [{dilation}, {dilation}], count_include_pad = {count}>(x) }}""",
+        mcpu, {"AveragePool"} if outside and count and pad else frozenset(), opset=19,
+    )  # fmt: skip
+
+
+def test_zero_padding_before_a_convolution_is_the_convolutions_own(check):
+    """As exporters from TensorFlow write it; a padding by ones stays."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((4, 3, 3, 3)).astype(np.float32) for name in ("k", "u")}
+    check(
+        """g (float[1,3,9,8] x, float[4,3,3,3] k, float[4,3,3,3] u, int64[8] p, float zero) =>
+             (float[1,4,5,5] y, float[1,4,10,8] z) {
+            a = Pad(x, p, zero)  y = Conv<strides = [2, 2], pads = [0, 0, 0, 1]>(a, k)  b = Pad(x, p)
+            z = Conv<auto_pad = "VALID">(b, u) }""",
+        p=np.array([0, 0, 1, 0, 0, 0, 2, 2]), zero=np.array(0, np.float32), **weights,
+    )  # fmt: skip
+
+
+@settings(EXAMPLES, max_examples=10)
+@given(st.data(), CPUS)
+def test_transposed_convolutions(check, data: st.DataObject, mcpu: str):
+    """Windows that overlap, or leave gaps; padding, groups, different strides, dilated where the stride is one."""
+    stride = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    kernel = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    dilation = tuple(data.draw(st.integers(1, 2)) if s == 1 else 1 for s in stride)
+    more = tuple(data.draw(st.integers(0, s - 1)) for s in stride)
+    pads = data.draw(st.tuples(*[st.integers(0, 2)] * 4))
+    group, ci, co = data.draw(st.sampled_from([1, 1, 3])), data.draw(st.integers(1, 9)), data.draw(st.integers(1, 20))
+    size = (6, 5)
+    out = [
+        (n - 1) * s + o + d * (k - 1) + 1 - low - high
+        for n, s, o, d, k, low, high in zip(size, stride, more, dilation, kernel, pads[:2], pads[2:], strict=True)
+    ]
+    rng = np.random.default_rng(0)
+    check(
+        f"""g ({shape((2, ci * group, *size))} x, {shape((ci * group, co, *kernel))} w, {shape((co * group,))} b) =>
+              ({shape((2, co * group, *out))} y) {{
+            c = ConvTranspose<strides = {list(stride)}, dilations = {list(dilation)}, pads = {list(pads)},
+                output_padding = {list(more)}, group = {group}>(x, w, b)
+            y = LeakyRelu(c) }}""",
+        mcpu, None if 1 in out else frozenset(),
+        w=(rng.standard_normal((ci * group, co, *kernel)) / 4).astype(np.float32),
+        b=rng.standard_normal(co * group).astype(np.float32),
+    )  # fmt: skip
+
+
+def test_transposed_convolution_of_a_line(check):
+    """As vocoders have it."""
+    w = np.random.default_rng(0).standard_normal((8, 5, 16)).astype(np.float32) / 8
+    check(
+        """g (float[1,8,20] x, float[8,5,16] w) => (float[1,5,160] y) {
+            y = ConvTranspose<strides = [8], pads = [4, 4]>(x, w) }""",
+        w=w,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ from graphopt.targets.llvm.plan import (
     dense,
     integer,
     operators,
+    phases,
     pointwise,
     rows,
     shuffle,
@@ -29,6 +30,7 @@ from graphopt.targets.llvm.plan.layout import Twins, image, replace
 from graphopt.targets.llvm.plan.norms import find_norms
 from graphopt.targets.llvm.plan.simplify import simplify
 from graphopt.targets.llvm.plan.sink import sink
+from graphopt.targets.llvm.plan.spelled import spell
 from graphopt.targets.lowering.origins import does_arithmetic_of
 
 
@@ -42,7 +44,9 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     hoist(model.graph)
     sink(model)
     find_norms(model)
+    spell(model)
     simplify(model)
+    phases.split(model)
     graph = model.graph
     isa = Isa(cpu.lanes, cpu.registers, cpu.features)
     kernels = Kernels(graph, isa, parallel, choices or Choices())

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from graphopt import __version__
-from graphopt.cli import bench, compile_, demo, diff, evaluate, inspect_, models, opt, passes, run, targets
+from graphopt.cli import (
+    bench,
+    compile_,
+    demo,
+    diff,
+    evaluate,
+    inspect_,
+    models,
+    opt,
+    passes,
+    quantize,
+    run,
+    sensitivity,
+    targets,
+)
 
 app = typer.Typer(
     name="graphopt",
@@ -36,6 +50,8 @@ def _main(  # pyright: ignore[reportUnusedFunction]
 
 app.command("opt")(opt.opt)
 app.command("compile")(compile_.compile_)
+app.command("quantize")(quantize.quantize)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("run")(run.run)
 app.command("bench")(bench.bench)
 app.command("evaluate")(evaluate.evaluate)

@@ -1,0 +1,118 @@
+"""``graphopt quantize``: the fastest mixture of integers and floats that keeps a metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from graphopt.cli import options as o
+from graphopt.cli.evaluate import reference_evaluation
+from graphopt.cli.sensitivity import Samples
+from graphopt.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.models.base import Evaluation
+    from graphopt.passes.precision import Search
+
+KEPT = "What is kept"
+
+
+def quantize(
+    model: o.ModelIn,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the quantized model goes.")],
+    evaluation: Annotated[
+        str,
+        typer.Option(
+            help="Data for the metric, other than for calibration: an .npz of inputs and labels, or a reference model.",
+            rich_help_panel=KEPT,
+        ),
+    ],
+    max_drop: Annotated[
+        float, typer.Option(min=0.0, help="How far the metric may fall, absolute.", rich_help_panel=KEPT)
+    ] = 0.01,
+    metric: Annotated[
+        Literal["accuracy", "agreement"] | None,
+        typer.Option(
+            help="Of an .npz: 'accuracy', or 'agreement' with the float model, without labels.", rich_help_panel=KEPT
+        ),
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(help="The array of the .npz that holds class numbers.", rich_help_panel=KEPT)
+    ] = "labels",
+    pipeline: o.Pipeline = None,
+    recipe: o.Recipe = None,
+    preset: o.Preset = None,
+    calibration: o.Calibration = None,
+    dim: o.Dims = None,
+    seed: o.Seed = 0,
+    samples: Samples = 32,
+    json: o.Json = False,
+) -> None:
+    """Quantize (--preset int8 by default), leaving float what a metric needs: the fastest model within --max-drop."""
+    from graphopt import graph, measure, oracle
+    from graphopt.api import open_model
+    from graphopt.atomic import check_writable
+    from graphopt.base import Context
+    from graphopt.cli.show import print_json
+    from graphopt.data import open_data
+    from graphopt.passes.precision import search
+
+    check_writable(output)
+    if calibration is None:
+        raise DataError("quantization needs calibration data: pass --calibration DATA.")
+    preset = "int8" if pipeline is None and recipe is None and preset is None else preset
+    passes = o.chosen_passes(o.Choices(pipeline=pipeline, recipe=recipe, preset=preset))
+    opened = open_model(model, o.chosen_dims(dim))
+    kept = _evaluation(evaluation, opened, metric, labels)
+    context = Context(calibration=open_data(calibration, opened), seed=seed)
+    found = search(
+        opened,
+        passes,
+        context,
+        lambda candidate: measure.evaluate(oracle.Session(candidate).run, kept),
+        max_drop,
+        samples=samples,
+    )
+    graph.save(found.model, output)
+    if json:
+        print_json({"input": str(model), "output": str(output), "metric": kept.metric, "n": kept.n, **found.report()})
+    else:
+        _print(found, kept, max_drop)
+        typer.echo(f"wrote {output}")
+
+
+def _evaluation(
+    source: str, model: ir.Model, metric: Literal["accuracy", "agreement"] | None, labels: str
+) -> Evaluation:
+    if source.endswith(".npz"):
+        from graphopt.measure.labelled import labelled
+
+        return labelled(Path(source), model, metric or "accuracy", labels)
+    found = reference_evaluation(source)
+    if metric is not None and metric != found.metric:
+        raise UsageError(f"the metric of the reference model {source!r} is {found.metric!r}, not {metric!r}.")
+    return found
+
+
+def _print(found: Search, kept: Evaluation, max_drop: float) -> None:
+    from graphopt.cli.show import print_table
+
+    rows = [
+        [
+            "chosen" if point is found.chosen else "",
+            f"{len(point.floats)}",
+            f"{point.metric:.4f}",
+            f"{point.time:.2f}",
+            ", ".join(point.floats),
+        ]
+        for point in sorted(found.frontier, key=lambda p: p.time)
+    ]
+    rows.append(["" if found.chosen else "chosen", "all", f"{found.float_metric:.4f}", "1.00", ""])
+    print_table(["", "float nodes", kept.metric, "time (estimate)", "which"], rows)
+    if found.chosen is None:
+        typer.echo(f"no mixture stays within {max_drop:g} of the float model: it stays float.")
+    typer.echo(f"{kept.metric} on {kept.n} samples. To repeat: -p '{found.report()['pipeline']}'")

@@ -1,0 +1,76 @@
+"""A user's own labelled data as an `Evaluation`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from graphopt.data import Feeds, open_data
+from graphopt.errors import DataError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.models.base import Evaluation
+
+    Array = np.ndarray[Any, Any]
+
+Metric: TypeAlias = Literal["accuracy", "agreement"]
+
+
+def labelled(path: Path, model: ir.Model, metric: Metric = "accuracy", labels: str = "labels") -> Evaluation:
+    """The samples of an .npz file: arrays named like the inputs of `model`, axis 0 counting samples.
+
+    metric: "accuracy", the share of samples whose largest value in the model's first output (along its last axis) is
+        at the label, an integer array called `labels`; "agreement", the same with what `model` itself says as the
+        labels.
+
+    Raises:
+        DataError: no such file, no such labels, not as many as samples, or inputs that don't fit the model.
+    """
+    from graphopt.models.base import Evaluation
+
+    arrays = _read(path)
+    output = str(model.graph.outputs[0].name)
+    truth = arrays.pop(labels, None)
+    inputs = {str(value.name) for value in model.graph.inputs}
+    batches = open_data({name: array for name, array in arrays.items() if name in inputs}, model)
+    if metric == "agreement":
+        from graphopt.oracle import Session
+
+        session = Session(model)
+        truth = _answers(session.run(feeds) for feeds in batches)
+    if truth is None:
+        raise DataError(f"{path} has no array {labels!r}; it has {', '.join(arrays)}. Name it with --labels.")
+    if truth.dtype.kind not in "iu":
+        raise DataError(f"the labels {labels!r} of {path} are {truth.dtype}; class numbers are needed.")
+    answer = truth.reshape(-1)
+
+    def score(outputs: Iterable[Feeds]) -> float:
+        given = _answers(outputs)
+        if len(given) != len(answer):
+            raise DataError(f"{path} has {len(answer)} labels for {len(given)} answers of {output!r}.")
+        return float((given == answer).mean())
+
+    def feeds() -> Iterator[Feeds]:
+        return iter(batches)
+
+    return Evaluation(metric, len(answer), feeds, score)
+
+
+def _read(path: Path) -> dict[str, Array]:
+    if not path.is_file():
+        raise DataError(f"there is no labelled data at {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # np.load raises whatever the damaged bytes lead to
+        raise DataError(f"{path} is not a readable .npz file: {error}.") from None
+
+
+def _answers(outputs: Iterable[Feeds]) -> Array:
+    """The largest value's place along the last axis of each batch's first output."""
+    return np.concatenate([np.asarray(next(iter(batch.values()))).argmax(axis=-1).reshape(-1) for batch in outputs])

@@ -80,6 +80,31 @@ def load(path: str | Path, threads: int | None = None) -> Executable:
     return artifact.load(path, threads=threads)
 
 
+def export(artifact: str | Path, folder: str | Path, *, name: str = "model") -> dict[str, Any]:
+    """Write ``libNAME.a``, ``NAME.h`` and an example for the model of an artifact compiled for llvm, to call from C.
+
+    It is compiled anew, for the artifact's CPU and one thread; neither Python nor TVM is needed to run it. Returns what
+    was written: the library's path, its bytes, those of the workspace, and the command that builds the example.
+
+    Raises:
+        ArtifactError: the artifact can't be read.
+        LoweringError: its dimensions are open, parts of it need TVM's runtime, or there is no compiler for its CPU.
+        UsageError: it was compiled for another target, or the name or folder can't be used.
+    """
+    import dataclasses
+
+    from graphopt import artifact as artifacts
+    from graphopt.pipeline.registry import make_target
+    from graphopt.targets.llvm import Llvm
+    from graphopt.targets.llvm.static import export as write
+
+    opened = artifacts.read(artifact)
+    target = make_target(opened.manifest.target)
+    if not isinstance(target, Llvm):
+        raise UsageError(f"{artifact} was compiled for {target.name}, and only llvm gives a static library.")
+    return write(opened.graph("after"), dataclasses.replace(target, threads=1), Path(folder), name)
+
+
 def open_model(model: AnyModel, dims: Mapping[str, int] | None = None) -> ir.Model:
     """`model` in normal form, with `dims` bound; an `onnx_ir.Model` given is copied, not touched."""
     from graphopt import graph

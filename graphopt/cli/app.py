@@ -13,6 +13,7 @@ from graphopt.cli import (
     demo,
     diff,
     evaluate,
+    export,
     inspect_,
     models,
     opt,
@@ -53,6 +54,7 @@ app.command("compile")(compile_.compile_)
 app.command("quantize")(quantize.quantize)
 app.command("sensitivity")(sensitivity.sensitivity)
 app.command("run")(run.run)
+app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect_.inspect_)

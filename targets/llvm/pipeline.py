@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import tvm
 from tvm import relax, tirx
@@ -34,6 +35,16 @@ class Compiled:
     origins: dict[str, Origin]
 
 
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """A module whose ``main`` calls runs of scheduled kernels; the other fields are those of `Compiled`."""
+
+    module: tvm.IRModule
+    unscheduled: list[str]
+    workspaces: list[int | str]
+    origins: dict[str, Origin]
+
+
 def compile_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool) -> Compiled:
     """Compile the module for `cpu`: operators to loops, loops fused, scheduled, and turned into machine code.
 
@@ -42,7 +53,14 @@ def compile_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: 
     Raises:
         LoweringError: TVM gave up.
     """
-    target = cpu.tvm_target()
+    with compiling(cpu):
+        merged = merge_module(lowered, kernels, cpu, parallel)
+        executable = relax.build(merged.module, cpu.tvm_target(), relax_pipeline=_to_virtual_machine())
+        return Compiled(executable, merged.unscheduled, merged.workspaces, merged.origins)
+
+
+def merge_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool) -> Merged:
+    """Everything that `compile_module` does before the virtual machine comes in; to be called within `compiling`."""
     fuse = tvm.transform.Sequential(
         [
             transform.DecomposeOpsForInference(),
@@ -57,17 +75,22 @@ def compile_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: 
         ]
     )
     to_kernels = tvm.transform.Sequential([transform.FuseTIR(), transform.DeadCodeElimination()])
+    fused = fuse(lowered.module)
+    origins = origins_of_functions(fused, lowered.sources)
+    scheduled, unscheduled = schedule_module(exact_identities(to_kernels(fused)), cpu, parallel)
+    for symbol, kernel in kernels.items():
+        scheduled[symbol] = kernel.with_attr("global_symbol", symbol)
+    views = tvm.transform.Sequential([transform.RewriteDataflowReshape(), transform.ToNonDataflow()])
+    merged, workspaces = merge_calls(views(scheduled))
+    return Merged(merged, unscheduled, workspaces, origins)
+
+
+@contextlib.contextmanager
+def compiling(cpu: Cpu) -> Generator[None]:
+    """TVM compiles for `cpu` within; whatever it raises becomes a `LoweringError`."""
     try:
-        with target, tvm.transform.PassContext(config=UNCHECKED):
-            fused = fuse(lowered.module)
-            origins = origins_of_functions(fused, lowered.sources)
-            scheduled, unscheduled = schedule_module(exact_identities(to_kernels(fused)), cpu, parallel)
-            for symbol, kernel in kernels.items():
-                scheduled[symbol] = kernel.with_attr("global_symbol", symbol)
-            views = tvm.transform.Sequential([transform.RewriteDataflowReshape(), transform.ToNonDataflow()])
-            merged, workspaces = merge_calls(views(scheduled))
-            executable = relax.build(merged, target, relax_pipeline=_to_virtual_machine())
-            return Compiled(executable, unscheduled, workspaces, origins)
+        with cpu.tvm_target(), tvm.transform.PassContext(config=UNCHECKED):
+            yield
     except Exception as error:  # whatever TVM raises here, from its C++ or its Python
         reason = " ".join(str(error).split())[-300:] or type(error).__name__
         raise LoweringError(
@@ -89,12 +112,12 @@ def _to_virtual_machine() -> tvm.transform.Pass:
             transform.ComputePrimValue(),
             transform.VMShapeLower(),
             transform.AttachGlobalSymbol(),
-            tvm.transform.module_pass(_without_aliases, opt_level=0),
+            tvm.transform.module_pass(without_aliases, opt_level=0),
         ]
     )
 
 
-def _without_aliases(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+def without_aliases(module: tvm.IRModule, _: tvm.transform.PassContext | None = None) -> tvm.IRModule:
     """Say of every function that its buffers don't overlap, of runs and shape functions too: so it is for all of them.
 
     TVM 0.27 takes the word of the last function of a module for all. With a shape function in last place, which does

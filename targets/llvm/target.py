@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from tvm import tirx
 
-    from graphopt.targets.llvm.plan.choice import Choice
+    from graphopt.targets.llvm.cpu import Cpu
+    from graphopt.targets.llvm.plan.choice import Choice, Choices
+    from graphopt.targets.lowering import Lowered
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,32 @@ class Llvm(Target):
             LoweringError: naming each operator that can't be lowered; or no linker.
             UsageError: an unknown CPU; tuning for another CPU than this machine's.
         """
-        from graphopt.artifact.runtime import available_threads
-        from graphopt.targets.llvm.cpu import resolve
         from graphopt.targets.llvm.link import to_library
         from graphopt.targets.llvm.pipeline import compile_module
+
+        cpu, lowered, kernels, choices = self.lower(model)
+        compiled = compile_module(lowered, kernels, cpu, self.threads != 1)
+        return Program(
+            library=to_library(compiled.executable, cpu.triple),
+            weights=lowered.weights,
+            inputs=lowered.inputs,
+            outputs=lowered.outputs,
+            cpu_features=sorted(cpu.features),
+            report={
+                "cpu": cpu.mcpu,
+                "triple": cpu.triple,
+                "threads": self.threads,
+                "unscheduled": compiled.unscheduled,
+                "activation_bytes": compiled.workspaces,
+                "choices": {symbol: _described(choice) for symbol, choice in choices.made.items()},
+                "kernels": {name: dataclasses.asdict(origin) for name, origin in compiled.origins.items()},
+            },
+        )
+
+    def lower(self, model: ir.Model) -> tuple[Cpu, Lowered, dict[str, tirx.PrimFunc], Choices]:
+        """The CPU, the module for it, the kernels that the module calls, and how they were chosen; see `build`."""
+        from graphopt.artifact.runtime import available_threads
+        from graphopt.targets.llvm.cpu import resolve
         from graphopt.targets.llvm.plan import plan, turn
         from graphopt.targets.llvm.plan.choice import Choices
         from graphopt.targets.llvm.tune import check_here, tune
@@ -65,23 +89,7 @@ class Llvm(Target):
             kernels.update(turn(canonical, cpu, parallel))
 
         lowered = lower(model, onto_kernels)
-        compiled = compile_module(lowered, kernels, cpu, parallel)
-        return Program(
-            library=to_library(compiled.executable, cpu.triple),
-            weights=lowered.weights,
-            inputs=lowered.inputs,
-            outputs=lowered.outputs,
-            cpu_features=sorted(cpu.features),
-            report={
-                "cpu": cpu.mcpu,
-                "triple": cpu.triple,
-                "threads": self.threads,
-                "unscheduled": compiled.unscheduled,
-                "activation_bytes": compiled.workspaces,
-                "choices": {symbol: _described(choice) for symbol, choice in choices.made.items()},
-                "kernels": {name: dataclasses.asdict(origin) for name, origin in compiled.origins.items()},
-            },
-        )
+        return cpu, lowered, kernels, choices
 
     @classmethod
     def status(cls) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels.conv import Conv, row_range
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, registers, runs, store
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, store, vectors
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 
@@ -74,9 +74,9 @@ class _Row:
     def _tile(self, channel: Expr, lanes: int, start: Expr, columns: int, border: int | None) -> None:
         """`border`: the first column when the tile may reach outside the image, None inside."""
         c = self.c
-        acc = registers(columns * lanes)
+        acc = vectors(columns, lanes)
         for i in range(columns):
-            store(acc, load(self.b, [channel], lanes), [i * lanes], lanes)
+            store(acc[i], load(self.b, [channel], lanes), [0], lanes)
         top = self.oh * c.strides[0] - c.pads[0]
         low, high = row_range(top, c)
         with loop(high, start=low) as kh:
@@ -87,12 +87,10 @@ class _Row:
                 value = load(self.x, [self.n, ih, self._column(start, 0) + offset, channel], lanes)
                 for i, kw in users:
                     product = value * load(self.w, [kh, kw, channel], lanes)
-                    store(acc, load(acc, [i * lanes], lanes) + product, [i * lanes], lanes)
+                    store(acc[i], load(acc[i], [0], lanes) + product, [0], lanes)
         for i in range(columns):
             place = [self.n, self.oh, start + i, channel]
-            store(
-                self.y, self.epilogue.finish(self.residual, load(acc, [i * lanes], lanes), place, lanes), place, lanes
-            )
+            store(self.y, self.epilogue.finish(self.residual, load(acc[i], [0], lanes), place, lanes), place, lanes)
 
     def _uses(self, columns: int) -> dict[int, list[tuple[int, int]]]:
         """Input column (from the tile's first) -> the (output column, kernel column) pairs that read it."""

@@ -132,8 +132,18 @@ def named(value: Expr) -> Expr:
 
 
 def registers(elements: int, dtype: str = "float32") -> Any:
-    """A local array; LLVM keeps it in registers when every index is a constant."""
-    return T.alloc_buffer((elements,), dtype, scope="local")
+    """A small array (below 1 KiB) on the stack; LLVM keeps it in registers when every index is a constant.
+
+    Its scope is "global" because TVM puts nothing else on the stack, nor anything of 1 KiB or more: a "local" array is
+    memory that the runtime hands out. LLVM then keeps its last values for a store that nobody reads, in registers that
+    the next loop needs.
+    """
+    return T.alloc_buffer((elements,), dtype)
+
+
+def vectors(count: int, lanes: int, dtype: str = "float32") -> list[Any]:
+    """`count` arrays of one vector each, as `registers`: however many there are, they can be kept in registers."""
+    return [registers(lanes, dtype) for _ in range(count)]
 
 
 def scratch(shape: Sequence[Expr], dtype: str = "float32") -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from graphopt.targets.llvm.kernels.arithmetic import FLOAT, Arithmetic
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, load, loop, pieces, registers, splat, store
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, load, loop, pieces, registers, splat, store, vectors
 
 LOAD, FURTHER = 0.25, 0.03  # see `price`
 
@@ -99,7 +99,7 @@ class Accumulators:
     ) -> None:
         """`start(j)` is the vector that column j begins with (a bias); zero without it."""
         self.shape, self.isa, self.arithmetic = shape, isa, arithmetic
-        self._array = registers(shape.rows * shape.cols * isa.lanes, arithmetic.dtype)
+        self._vectors = vectors(shape.rows * shape.cols, isa.lanes, arithmetic.dtype)
         for j in range(shape.cols):
             for i in range(shape.rows):
                 self._put(i, j, splat(0.0, isa.lanes) if start is None else start(j))
@@ -116,7 +116,7 @@ class Accumulators:
 
     def vector(self, row: int, col: int, offset: int = 0, width: int | None = None) -> Expr:
         """`width` elements (default: the whole vector) of an accumulator."""
-        return load(self._array, [self._index(row, col) + offset], self.isa.lanes if width is None else width)
+        return load(self._at(row, col), [offset], self.isa.lanes if width is None else width)
 
     def write(
         self,
@@ -154,7 +154,7 @@ class Accumulators:
         copy = registers(self.shape.rows * self.shape.cols * self.isa.lanes, self.arithmetic.dtype)
         for i in range(self.shape.rows):
             for j in range(self.shape.cols):
-                store(copy, self.vector(i, j), [self._index(i, j)], self.isa.lanes)
+                store(copy, self.vector(i, j), [(i * self.shape.cols + j) * self.isa.lanes], self.isa.lanes)
         with loop(self.shape.rows) as i:
             for j, count in enumerate(counts):
                 for offset, width in pieces(count, self.isa.lanes):
@@ -167,10 +167,10 @@ class Accumulators:
             for j, count in enumerate(counts):
                 for offset, width in pieces(count, self.isa.lanes):
                     value = load(source, place(i, j, offset), width)
-                    store(self._array, value, [self._index(i, j) + offset], width)
+                    store(self._at(i, j), value, [offset], width)
 
-    def _index(self, row: int, col: int) -> int:
-        return (row * self.shape.cols + col) * self.isa.lanes
+    def _at(self, row: int, col: int) -> Any:
+        return self._vectors[row * self.shape.cols + col]
 
     def _put(self, row: int, col: int, value: Expr) -> None:
-        store(self._array, value, [self._index(row, col)], self.isa.lanes)
+        store(self._at(row, col), value, [0], self.isa.lanes)

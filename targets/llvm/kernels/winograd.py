@@ -28,11 +28,11 @@ from graphopt.targets.llvm.kernels.emit import (
     load,
     loop,
     prefetch,
-    registers,
     runs,
     scratch,
     splat,
     store,
+    vectors,
     when,
 )
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
@@ -149,13 +149,13 @@ class _Block:
 
     def _input_run(self, read: Callable[[int, int, Expr, int], Expr], t: Expr, k: Expr, lanes: int) -> None:
         a, bt = self.scheme.a, self.scheme.bt
-        half = registers(a * a * lanes)
+        half = vectors(a * a, lanes)
         for j in range(a):
             values = _kept([read(i, j, k, lanes) for i in range(a)], lanes)
             for i in range(a):
-                store(half, _combine(bt[i], values, lanes), [(i * a + j) * lanes], lanes)
+                store(half[i * a + j], _combine(bt[i], values, lanes), [0], lanes)
         for i in range(a):
-            values = [load(half, [(i * a + j) * lanes], lanes) for j in range(a)]
+            values = [load(half[i * a + j], [0], lanes) for j in range(a)]
             for j in range(a):
                 store(self.v, _combine(bt[j], values, lanes), [i * a + j, t * self.c.ci + k], lanes)
 
@@ -202,13 +202,13 @@ class _Block:
 
     def _output_run(self, row: Expr, column: Expr, t: Expr, k: Expr, lanes: int) -> None:
         c, size, a, at = self.c, self.scheme.m, self.scheme.a, self.scheme.at
-        half = registers(size * a * lanes)
+        half = vectors(size * a, lanes)
         for j in range(a):
             values = _kept([load(self.m, [i * a + j, t * self.width + k], lanes) for i in range(a)], lanes)
             for i in range(size):
-                store(half, _combine(at[i], values, lanes), [(i * a + j) * lanes], lanes)
+                store(half[i * a + j], _combine(at[i], values, lanes), [0], lanes)
         for i in range(size):
-            values = [load(half, [(i * a + j) * lanes], lanes) for j in range(a)]
+            values = [load(half[i * a + j], [0], lanes) for j in range(a)]
             for j in range(size):
                 y, x = row * size + i, column * size + j
                 exists = [y < c.oh] * (i > (c.oh - 1) % size) + [x < c.ow] * (j > (c.ow - 1) % size)
@@ -220,7 +220,7 @@ class _Block:
 
 def _kept(values: list[Expr], lanes: int) -> list[Expr]:
     """The values computed once and kept in registers."""
-    array = registers(len(values) * lanes)
-    for i, value in enumerate(values):
-        store(array, value, [i * lanes], lanes)
-    return [load(array, [i * lanes], lanes) for i in range(len(values))]
+    kept = vectors(len(values), lanes)
+    for place, value in zip(kept, values, strict=True):
+        store(place, value, [0], lanes)
+    return [load(place, [0], lanes) for place in kept]

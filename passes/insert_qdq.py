@@ -11,13 +11,16 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from graphopt.base import LOSSY, Context, Pass, Preserves, Report
-from graphopt.errors import PassError
-from graphopt.graph import remove_unused
+from graphopt.data import Batches
+from graphopt.errors import DataError, PassError
+from graphopt.graph import raise_opset, remove_unused
 from graphopt.passes.quant.arithmetic import scale_and_zero_point
 from graphopt.passes.quant.calibrate import calibrate
 from graphopt.passes.quant.insert import Scale, Weights, add_scale, insert_pair, int32_bias, quantize_bias_of
 from graphopt.passes.quant.observers import Statistics, propose_range
 from graphopt.passes.quant.placement import Placement, concatenated, is_float_activation, operands, place
+from graphopt.passes.quant.rules import Rules, load_rules
+from graphopt.passes.quant.saved import load_statistics
 from graphopt.passes.quant.spec import Observer, QuantSpec
 from graphopt.passes.weights import find_weight, is_weighted, matches, weight_array
 
@@ -29,24 +32,31 @@ LOPSIDED = 64.0
 class InsertQdq(Pass):
     """Inserts calibrated QuantizeLinear/DequantizeLinear pairs for static int8 execution.
 
-    activations: "uint8" asymmetric, or "int8" symmetric; one scale per tensor.
+    activations: "uint8" and "uint16" asymmetric, "int8", "int16" and "float8e4m3fn" symmetric; one scale per tensor.
+        float8 is the weights' type as well, and 16 bits need opset 21: the model is raised to it.
     weight_bits: 8, or fewer for head room: 7 can't saturate in x86 kernels without VNNI.
     observer: how activation ranges follow from calibration: "minmax", "moving-average", "percentile", "entropy" or
         "mse"; see `graphopt.passes.quant.observers`.
     power_of_two: scales are powers of two.
+    per_channel: False gives each weight one scale in place of one per output channel.
+    target: whose placement rules: "llvm", "onnxruntime", "npu", or a TOML file as in `graphopt.passes.quant.rules`.
+    statistics: a file of `graphopt calibrate`, in place of calibration data.
     include, exclude: node names or operators, ``*`` allowed; all Conv, ConvTranspose, Gemm, MatMul by default.
 
-    Weights are symmetric int8 with a scale per output channel; a constant bias becomes int32 at ``s_x * s_w``.
-    Which other nodes then work on integers is told in `graphopt.passes.quant.placement`. Graph outputs stay float.
+    Weights are symmetric int8; a constant bias becomes int32 at ``s_x * s_w``. Which other nodes then work on
+    integers is told in `graphopt.passes.quant.placement`. Graph outputs stay float.
     """
 
     name: ClassVar[str] = "insert-qdq"
     preserves: ClassVar[Preserves] = LOSSY
 
-    activations: Literal["uint8", "int8"] = "uint8"
+    activations: Literal["uint8", "int8", "uint16", "int16", "float8e4m3fn"] = "uint8"
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
     observer: Observer = "mse"
     power_of_two: bool = False
+    per_channel: bool = True
+    target: str = "llvm"
+    statistics: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -56,24 +66,56 @@ class InsertQdq(Pass):
         Raises:
             DataError: no calibration data, or it does not fit the model.
             PassError: the model's opset is below 13, which has no per-channel DequantizeLinear.
+            ModelError: the model can't be raised to the opset that 16 bits or float8 need.
         """
         if model.graph.opset_imports.get("", 13) < 13:
             raise PassError("'insert-qdq' needs opset 13 or newer: load the model through graphopt.graph.load.")
-        batches = context.needs_calibration(self.name)
+        rules = load_rules(self.target)
         report = Report()
-        chosen = _choose(model, self.include, self.exclude, report)
-        placement = place(model.graph, frozenset(chosen))
-        statistics = calibrate(model, list(dict.fromkeys(placement.scales.values())), batches) if chosen else {}
+        chosen = _choose(model, self.include, self.exclude, rules, report)
+        placement = place(model.graph, frozenset(chosen), rules)
+        statistics = self._statistics(model, placement, context) if chosen else {}
         for node in list(chosen):
-            reason = _unfit(node, placement, statistics)
+            reason = _unfit(node, placement, statistics, rules)
             if reason is not None:
                 report.skip(node.name, reason)
                 chosen.remove(node)
-        self._insert(model.graph, place(model.graph, frozenset(chosen)), chosen, statistics, report)
+        self._insert(model.graph, place(model.graph, frozenset(chosen), rules), chosen, statistics, report)
+        if chosen:
+            raise_opset(model, self._spec().opset)
         remove_unused(model)
         report.facts["quantized"] = len(chosen)
         report.facts["weighted"] = len(chosen) + len({s.node for s in report.skipped if s.reason != BIAS_CLIPS})
         return report
+
+    def gather(self, model: ir.Model, batches: Batches) -> dict[ir.Value, Statistics]:
+        """The statistics that `apply` would want of `model`, which is left as it is."""
+        rules = load_rules(self.target)
+        chosen = _choose(model, self.include, self.exclude, rules, Report())
+        placement = place(model.graph, frozenset(chosen), rules)
+        return calibrate(model, list(dict.fromkeys(placement.scales.values())), batches)
+
+    def _statistics(self, model: ir.Model, placement: Placement, context: Context) -> dict[ir.Value, Statistics]:
+        values = list(dict.fromkeys(placement.scales.values()))
+        if self.statistics is None:
+            return calibrate(model, values, context.needs_calibration(self.name))
+        saved = load_statistics(self.statistics, model)
+        missing = [str(value.name) for value in values if value.name not in saved]
+        if missing:
+            raise DataError(
+                f"the statistics {self.statistics} lack {', '.join(missing[:3])}: they were gathered with other "
+                "options of insert-qdq. Run graphopt calibrate with this pipeline."
+            )
+        return {value: saved[str(value.name)] for value in values}
+
+    def _spec(self) -> QuantSpec:
+        symmetric = not self.activations.startswith("uint")
+        return QuantSpec(self.activations, symmetric, power_of_two=self.power_of_two, observer=self.observer)
+
+    def _weight_spec(self) -> QuantSpec:
+        if self._spec().is_float:
+            return QuantSpec(self.activations, True, power_of_two=self.power_of_two, observer="minmax")
+        return QuantSpec("int8", True, self.weight_bits, self.power_of_two, observer="minmax")
 
     def _insert(
         self,
@@ -83,8 +125,7 @@ class InsertQdq(Pass):
         statistics: Mapping[ir.Value, Statistics],
         report: Report,
     ) -> None:
-        symmetric = self.activations == "int8"
-        spec = QuantSpec(self.activations, symmetric, power_of_two=self.power_of_two, observer=self.observer)
+        spec = self._spec()
         scales: dict[ir.Value, Scale] = {}
         ranges: dict[str, tuple[float, float]] = {}
         pairs: dict[ir.Value, Scale] = {}
@@ -94,7 +135,7 @@ class InsertQdq(Pass):
                 ranges[str(source.name)] = low, high
                 scales[source] = add_scale(graph, str(source.name), *scale_and_zero_point(low, high, spec))
             pairs[insert_pair(graph, value, scales[source], placement.nodes)] = scales[source]
-        weights = Weights(graph, QuantSpec("int8", True, self.weight_bits, self.power_of_two, observer="minmax"))
+        weights = Weights(graph, self._weight_spec(), self.per_channel)
         for node in chosen:
             input_scale = pairs[operands(node)[0]].array
             bias = int32_bias(node)
@@ -111,12 +152,15 @@ class InsertQdq(Pass):
 BIAS_CLIPS = "its bias stays float: int32 at s_x * s_w would clip"
 
 
-def _choose(model: ir.Model, include: tuple[str, ...], exclude: tuple[str, ...], report: Report) -> list[ir.Node]:
+def _choose(
+    model: ir.Model, include: tuple[str, ...], exclude: tuple[str, ...], rules: Rules, report: Report
+) -> list[ir.Node]:
     chosen: list[ir.Node] = []
     for node in model.graph.all_nodes():
         if not is_weighted(node):
             continue
-        reason = _objection(node, model.graph, include, exclude)
+        left = None if node.op_type in rules.weighted else f"the target has no integer {node.op_type}"
+        reason = left or _objection(node, model.graph, include, exclude)
         if reason is None:
             chosen.append(node)
         else:
@@ -150,7 +194,7 @@ def _objection(node: ir.Node, graph: ir.Graph, include: tuple[str, ...], exclude
     return None
 
 
-def _unfit(node: ir.Node, placement: Placement, statistics: Mapping[ir.Value, Statistics]) -> str | None:
+def _unfit(node: ir.Node, placement: Placement, statistics: Mapping[ir.Value, Statistics], rules: Rules) -> str | None:
     """Why this node has to stay float, from what calibration saw."""
     for value in operands(node):
         seen = statistics[placement.scales[value]]
@@ -158,7 +202,7 @@ def _unfit(node: ir.Node, placement: Placement, statistics: Mapping[ir.Value, St
             return f"calibration never gave {value.name!r} a value"
         if not seen.finite:
             return f"{value.name!r} is not finite on the calibration data"
-        peaks = [statistics[placement.scales[v]].peak for v in concatenated(value) if v in placement.scales]
+        peaks = [statistics[placement.scales[v]].peak for v in concatenated(value, rules) if v in placement.scales]
         peaks = [peak for peak in peaks if peak > 0]
         if peaks and max(peaks) > LOPSIDED * min(peaks):
             return f"{value.name!r} concatenates ranges 1 : {max(peaks) / min(peaks):.0f}, the smaller would be lost"

@@ -92,6 +92,16 @@ def test_the_commands_of_the_readme(workplace, tmp_path: Path):
         assert (tmp_path / made).stat().st_size > 0
 
 
+def test_the_commands_of_the_quantization_page(workplace, tmp_path: Path):
+    (example,) = blocks(DOCS / "quantization.md", "")
+    for line in example.splitlines():
+        assert workplace(line)
+    names = ("model", "int8", "dynamic", "small", "again")
+    sizes = {name: (tmp_path / f"{name}.onnx").stat().st_size for name in names}
+    assert sizes["small"] < sizes["int8"] < 0.4 * sizes["model"]
+    assert sizes["dynamic"] < 0.4 * sizes["model"]
+
+
 def test_the_python_of_the_readme(workplace, tmp_path: Path):
     (example,) = blocks(ROOT / "README.md", "python")
     example = example.replace('"input"', '"image"')  # what the digits model calls it

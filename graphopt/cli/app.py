@@ -9,6 +9,7 @@ import typer
 from graphopt import __version__
 from graphopt.cli import (
     bench,
+    calibrate,
     compile_,
     demo,
     diff,
@@ -50,6 +51,7 @@ def _main(  # pyright: ignore[reportUnusedFunction]
 
 
 app.command("opt")(opt.opt)
+app.command("calibrate")(calibrate.calibrate)
 app.command("compile")(compile_.compile_)
 app.command("quantize")(quantize.quantize)
 app.command("sensitivity")(sensitivity.sensitivity)

@@ -11,6 +11,8 @@ import typer
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
     from graphopt.base import Pass
@@ -120,11 +122,16 @@ def chosen_dims(texts: list[str] | None) -> dict[str, int]:
 
 def run_chosen(model: ir.Model, choices: Choices) -> Result:
     """Run the chosen passes over a model in normal form."""
+    return run_passes(model, chosen_passes(choices), choices)
+
+
+def run_passes(model: ir.Model, passes: Sequence[Pass], choices: Choices) -> Result:
+    """Run `passes` over a model in normal form, with the data and the watchers that were chosen."""
     from graphopt.api import run_pipeline
 
     return run_pipeline(
         model,
-        chosen_passes(choices),
+        passes,
         calibration=choices.calibration,
         seed=choices.seed,
         verify=choices.verify,

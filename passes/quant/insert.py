@@ -59,8 +59,8 @@ def insert_pair(graph: ir.Graph, value: ir.Value, scale: Scale, nodes: Collectio
 class Weights:
     """Quantized weights, each stored once however many nodes share it."""
 
-    def __init__(self, graph: ir.Graph, spec: QuantSpec) -> None:
-        self._graph, self._spec = graph, spec
+    def __init__(self, graph: ir.Graph, spec: QuantSpec, per_channel: bool = True) -> None:
+        self._graph, self._spec, self._per_channel = graph, spec, per_channel
         self._made: dict[tuple[Any, ...], ir.Value] = {}
 
     def quantize(self, node: ir.Node, input_scale: Array) -> Array | None:
@@ -71,7 +71,7 @@ class Weights:
         array = None if weight is None else weight_array(weight)
         if weight is None or array is None:
             return None
-        axis = output_axis(weight)
+        axis = output_axis(weight) if self._per_channel else None
         bias = int32_bias(node)
         least = 0.0 if bias is None or axis is None else least_scale(bias, input_scale)
         q, scale, zero_point = quantize_weight(array, dataclasses.replace(self._spec, axis=axis), least)

@@ -1,12 +1,12 @@
-"""Where Q/DQ pairs stand, decided from the operators that compute with integers backwards.
+"""Where Q/DQ pairs stand, decided from the operators that compute with integers backwards, by a target's `Rules`.
 
 1. The chosen Conv, ConvTranspose, Gemm and MatMul nodes need all their inputs quantized.
-2. A node of `OWN_SCALE` or `SAME_SCALE` whose output is needed works on integers as well and needs its inputs: a
+2. A node of `own_scale` or `same_scale` whose output is needed works on integers as well and needs its inputs: a
    residual Add both, a Concat all of them. It has to have only activations there: an Add of a constant stays
    float, between what feeds it and the pair that follows.
 3. No pair stands between a node and the Relu or Clip that alone reads it; the pair follows the Relu.
-4. The output of a `SAME_SCALE` node, which only moves or picks values, has its input's scale. Concat does not
-   share one: a branch keeps its own, so that a small one is not lost before it has to be.
+4. The output of a `same_scale` node, which only moves or picks values, has its input's scale. Concat shares one only
+   where it is of `joint_scale`: else a branch keeps its own, so that a small one is not lost before it has to be.
 """
 
 from __future__ import annotations
@@ -17,28 +17,21 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 
 from graphopt.graph import used_once
-from graphopt.passes.weights import WEIGHTED, find_weight
-
-OWN_SCALE = frozenset({"Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "Resize", "Pad", "Relu", "Clip"})
-SAME_SCALE = frozenset(
-    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity"}
-    | {"DepthToSpace", "SpaceToDepth"}
-)
-ACTIVATIONS = frozenset({"Relu", "Clip"})
-_ALL_INPUTS = frozenset({"Add", "Mul", "Concat"})
+from graphopt.passes.quant.rules import Rules
+from graphopt.passes.weights import find_weight
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """`nodes`: those that compute with integers. `scales`: each quantized value, in order of the graph, and the
-    value whose statistics give its scale (itself, or what a SAME_SCALE node took it from).
+    value whose statistics give its scale (itself, or the one that a `same_scale` or `joint_scale` node shares it with).
     """
 
     nodes: frozenset[ir.Node]
     scales: dict[ir.Value, ir.Value]
 
 
-def place(graph: ir.Graph, chosen: Collection[ir.Node]) -> Placement:
+def place(graph: ir.Graph, chosen: Collection[ir.Node], rules: Rules) -> Placement:
     """The placement for the `chosen` weighted nodes of `graph`, which is in topological order."""
     needed: set[ir.Value] = set()
     fused: set[ir.Value] = set()
@@ -47,19 +40,30 @@ def place(graph: ir.Graph, chosen: Collection[ir.Node]) -> Placement:
         if node in chosen:
             nodes.add(node)
             needed.update(operands(node))
-        elif any(v in needed or v in fused for v in node.outputs) and _carries_integers(node):
+        elif any(v in needed or v in fused for v in node.outputs) and _carries_integers(node, rules):
             nodes.add(node)
-            if _fuses(node):
-                fused.update(data_inputs(node))
+            if _fuses(node, rules):
+                fused.update(data_inputs(node, rules))
             else:
-                needed.update(data_inputs(node))
+                needed.update(data_inputs(node, rules))
     scales: dict[ir.Value, ir.Value] = {}
     for value in _values(graph):
         if value in needed:
             node = value.producer()
-            source = data_inputs(node)[0] if node in nodes and node.op_type in SAME_SCALE else value
+            source = data_inputs(node, rules)[0] if node in nodes and node.op_type in rules.same_scale else value
             scales[value] = scales.get(source, source)
+    for node in reversed(graph):
+        if node in nodes and node.op_type in rules.joint_scale and node.outputs[0] in scales:
+            for value in data_inputs(node, rules):
+                if value in scales:
+                    _share(scales, scales[value], scales[node.outputs[0]])
     return Placement(frozenset(nodes), scales)
+
+
+def _share(scales: dict[ir.Value, ir.Value], old: ir.Value, new: ir.Value) -> None:
+    for value, source in scales.items():
+        if source is old:
+            scales[value] = new
 
 
 def operands(node: ir.Node) -> list[ir.Value]:
@@ -68,24 +72,24 @@ def operands(node: ir.Node) -> list[ir.Value]:
     return [v for i, v in enumerate(node.inputs[:2]) if v is not None and (weight is None or i != weight.index)]
 
 
-def data_inputs(node: ir.Node) -> list[ir.Value]:
+def data_inputs(node: ir.Node, rules: Rules) -> list[ir.Value]:
     """The inputs that hold data, not shapes, bounds or axes."""
-    inputs = node.inputs if node.op_type in _ALL_INPUTS else node.inputs[:1]
+    inputs = node.inputs if node.op_type in rules.all_inputs else node.inputs[:1]
     return [v for v in inputs if v is not None]
 
 
-def concatenated(value: ir.Value) -> Sequence[ir.Value]:
+def concatenated(value: ir.Value, rules: Rules) -> Sequence[ir.Value]:
     """The branches of the Concat that `value` is the output of, directly or through nodes that keep its scale."""
     node = value.producer()
-    while node is not None and node.op_type in SAME_SCALE | ACTIVATIONS and node.inputs[0] is not None:
+    while node is not None and node.op_type in rules.same_scale | rules.fused and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    return data_inputs(node) if node is not None and node.op_type == "Concat" else ()
+    return data_inputs(node, rules) if node is not None and node.op_type == "Concat" else ()
 
 
-def _carries_integers(node: ir.Node) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in OWN_SCALE | SAME_SCALE:
+def _carries_integers(node: ir.Node, rules: Rules) -> bool:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in rules.integer:
         return False
-    inputs = data_inputs(node)
+    inputs = data_inputs(node, rules)
     return bool(inputs) and all(is_float_activation(v) for v in inputs)
 
 
@@ -96,13 +100,14 @@ def is_float_activation(value: ir.Value) -> bool:
     return computed and value.dtype == ir.DataType.FLOAT
 
 
-def _fuses(node: ir.Node) -> bool:
+def _fuses(node: ir.Node, rules: Rules) -> bool:
     """Is this the activation at the end of the one node that computes its input?"""
-    if node.op_type not in ACTIVATIONS:
+    if node.op_type not in rules.fused:
         return False
-    (value,) = data_inputs(node)
+    (value,) = data_inputs(node, rules)
     producer = value.producer()
-    return producer is not None and used_once(value) and producer.op_type in (WEIGHTED | OWN_SCALE) - ACTIVATIONS
+    ends = (rules.weighted | rules.own_scale) - rules.fused
+    return producer is not None and used_once(value) and producer.op_type in ends
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:

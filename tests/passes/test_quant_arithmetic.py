@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -44,6 +44,7 @@ def plain(x, scale, zero, spec):
     return min(max(steps + int(zero), spec.lowest), spec.highest)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a loaded machine is no failure
 @given(arrays, st.floats(2**-100, 2.0**100, width=32), st.integers(-128, 255), specs)
 def test_quantize_is_the_plain_formula(x, scale, zero, spec):
     zero = np.array(min(max(zero, spec.lowest), spec.highest), spec.numpy)
@@ -187,7 +188,7 @@ BLOCKS = [
 @given(
     hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=11), elements=st.floats(-9, 9, width=32))
 )
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @pytest.mark.parametrize("spec", BLOCKS, ids=str)
 def test_weights_per_block(spec, weight):
     """Odd sizes too: the last block along the axis is shorter; every block has its own scale, none the neighbour's."""

@@ -98,3 +98,31 @@ def convolution(
     if bias is not None:
         flat = flat + bias.astype(np.int64)[:, None, None]
     return flat.astype(np.int32)  # keeps the low 32 bits: wraps around
+
+
+def average(
+    x: Array,
+    zero: int,
+    m: float | np.float32,
+    result: tuple[int, int, int] | None,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    count_padding: bool,
+) -> Array:
+    """Means of uint8 `x` (N, C, H, W) over windows: ``float32(sum (x - z)) * m / count``, each step in float32.
+
+    With the (zero, low, high) of a `result`, in whose steps m is, that is rounded to integers, else float32.
+    """
+    top, left, bottom, right = pads
+    around = ((0, 0), (0, 0), (top, bottom), (left, right))
+    values = np.pad(x.astype(np.int32) - zero, around)
+    inside = np.pad(np.ones_like(x, np.int32), around)
+    views = [np.lib.stride_tricks.sliding_window_view(a, kernel, (2, 3)) for a in (values, inside)]
+    total, count = (v[:, :, :: strides[0], :: strides[1]].sum(axis=(4, 5)) for v in views)
+    over = np.full_like(count, kernel[0] * kernel[1]) if count_padding else count
+    mean = total.astype(np.float32) * np.float32(m) / over.astype(np.float32)
+    if result is None:
+        return mean
+    offset, low, high = result
+    return np.clip(np.rint(mean), low - offset, high - offset).astype(np.int32) + offset

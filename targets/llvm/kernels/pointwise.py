@@ -2,7 +2,8 @@
 
 Without steps this is a concatenation or a slice, or repeats positions (nearest-neighbour upsampling); with them, one
 read of every input and one write for any chain of elementwise operators. A concatenation that only such a pass reads
-is never written itself.
+is never written itself. Inputs and operands may be 8 bits that are dequantized in registers, and the result 8 bits that
+are quantized there (see `grid`); bytes that keep their meaning are copied.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tvm import tirx
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, named, runs, splat, store
 from graphopt.targets.llvm.kernels.epilogue import Activation
 from graphopt.targets.llvm.kernels.formula import Formula
+from graphopt.targets.llvm.kernels.grid import Grid
 
 Kind = Literal["full", "channel", "image", "pixel"]
 """Shape of an operand: [N, H, W, C], [C], [N, 1, 1, C] or [N, H, W, 1]."""
@@ -25,7 +27,7 @@ Kind = Literal["full", "channel", "image", "pixel"]
 class Segment:
     """Channels [start, start + count) of an input [n, *size, channels], for place p at ``p // scale * step + offset``.
 
-    Down and across alike.
+    Down and across alike. `dtype`: of the input; `grid`: what its bytes stand for, if they are to be dequantized.
     """
 
     size: tuple[int, int]
@@ -35,6 +37,13 @@ class Segment:
     scale: tuple[int, int] = (1, 1)
     step: tuple[int, int] = (1, 1)
     offset: tuple[int, int] = (0, 0)
+    dtype: Literal["float32", "uint8"] = "float32"
+    grid: Grid | None = None
+
+    def plain(self, height: int, width: int) -> bool:
+        """Whether the places of an output of this size are the input's positions in order."""
+        every = self.scale == self.step == (1, 1) and self.offset == (0, 0)
+        return every and self.size == (height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +74,10 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Pointwise:
-    """Output [n, h, w, sum of counts]: the segments' channels one after the other, then the steps."""
+    """Output [n, h, w, sum of counts]: the segments' channels one after the other, then the steps.
+
+    `grids`: what the bytes of each operand stand for; None where it is float32. `grid`: that of the result.
+    """
 
     n: int | str
     h: int
@@ -73,6 +85,18 @@ class Pointwise:
     segments: tuple[Segment, ...]
     operands: tuple[Kind, ...] = ()
     steps: tuple[Operation | Activation | Formula, ...] = ()
+    grids: tuple[Grid | None, ...] = ()
+    grid: Grid | None = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether bytes stay what they are."""
+        return not self.steps and all(s.dtype == "uint8" and s.grid == self.grid for s in self.segments)
+
+    @property
+    def dtype(self) -> str:
+        """Of the result."""
+        return "uint8" if self.copies or self.grid is not None else "float32"
 
     @property
     def channels(self) -> int:
@@ -96,7 +120,10 @@ def make(p: Pointwise, isa: Isa, parallel: bool, name: str = "pointwise") -> tir
         shapes: list[list[int | str]] = [[p.n, *s.size, s.channels] for s in p.segments]
         shapes += [p.operand_shape(kind) for kind in p.operands]
         shapes.append([p.n, p.h, p.w, p.channels])
-        arguments = [f.argument(f"x{i}", shape) for i, shape in enumerate(shapes)]
+        dtypes: list[str] = [s.dtype for s in p.segments]
+        dtypes += ["float32" if grid is None else "uint8" for grid in p.grids or [None] * len(p.operands)]
+        dtypes.append(p.dtype)
+        arguments = [f.argument(f"x{i}", *of) for i, of in enumerate(zip(shapes, dtypes, strict=True))]
         matrices = [f.matrix(a, shape) for a, shape in zip(arguments, shapes, strict=True)]
         inputs, operands, y = matrices[: len(p.segments)], matrices[len(p.segments) : -1], matrices[-1]
         with loop(f.product([p.n, p.h, p.w]), parallel=parallel) as row:
@@ -110,32 +137,39 @@ def make(p: Pointwise, isa: Isa, parallel: bool, name: str = "pointwise") -> tir
 def _segment(
     p: Pointwise, isa: Isa, x: Any, operands: Sequence[Any], y: Any, row: Expr, segment: Segment, to: int
 ) -> None:
-    source = _source(p, segment, row)
+    at = source(p, segment, row)
 
     def run(channel: Expr, lanes: int) -> None:
-        value = load(x, [source, segment.start + channel], lanes)
+        value = load(x, [at, segment.start + channel], lanes)
+        if segment.grid is not None and not p.copies:
+            value = segment.grid.real(value, lanes)
         for step in p.steps:
             if isinstance(step, Operation):
                 value = step(value, operand(step.operand, to + channel, lanes))
             else:
                 value = step(value, lanes)
+        if p.grid is not None and not p.copies:
+            value = p.grid.nearest(value, lanes)
         store(y, value, [row, to + channel], lanes)
 
     def operand(index: int, channel: Expr, lanes: int) -> Expr:
+        grid = p.grids[index] if p.grids else None
         match p.operands[index]:
             case "full":
-                return load(operands[index], [row, channel], lanes)
+                value = load(operands[index], [row, channel], lanes)
             case "channel":
-                return load(operands[index], [0, channel], lanes)
+                value = load(operands[index], [0, channel], lanes)
             case "image":
-                return load(operands[index], [row // (p.h * p.w), channel], lanes)
+                value = load(operands[index], [row // (p.h * p.w), channel], lanes)
             case "pixel":
-                return splat(operands[index][row, 0], lanes)
+                value = operands[index][row, 0]
+                return splat(value if grid is None else grid.real(value, 1), lanes)
+        return value if grid is None else grid.real(value, lanes)
 
-    runs(segment.count, isa.lanes, run)
+    runs(segment.count, 4 * isa.lanes if p.copies else isa.lanes, run)
 
 
-def _source(p: Pointwise, segment: Segment, row: Expr) -> Expr:
+def source(p: Pointwise, segment: Segment, row: Expr) -> Expr:
     """The row of a segment's input that output row `row`, counted over images and lines, reads."""
     (down, across), (down_step, across_step), (top, left) = segment.scale, segment.step, segment.offset
     height, width = segment.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from tvm import tirx
 
@@ -23,20 +23,23 @@ def make(
     parallel: bool,
     name: str = "pool",
     sources: Sequence[Source] = (),
+    dtype: Literal["float32", "uint8"] = "float32",
 ) -> tirx.PrimFunc:
     """``f(x, y)`` for the windows of `c` (``ci == co``), or ``f(x0, x1, ..., y)`` where the channels have `sources`.
+
+    Of uint8 there are maxima only (`average` has the means).
 
     Averages divide by the window's size, with what of it lies in the padding when `count_padding`, else without.
     """
     with function(name) as (f, made):
         sources = sources or [Source(c.ci, 0, c.ci)]
-        inputs = [f.argument(f"x{i}", [c.n, c.h, c.w, source.channels]) for i, source in enumerate(sources)]
-        y = f.argument("y", [c.n, c.oh, c.ow, c.co])
+        inputs = [f.argument(f"x{i}", [c.n, c.h, c.w, source.channels], dtype) for i, source in enumerate(sources)]
+        y = f.argument("y", [c.n, c.oh, c.ow, c.co], dtype)
         with loop(f.dim(c.n) * c.oh, parallel=parallel) as p, loop(c.ow) as ow:
             first = 0
             for x, source in zip(inputs, sources, strict=True):
                 window = _Window(c, maximum, count_padding, x, y, source.start, first, p // c.oh, p % c.oh, ow)
-                runs(source.count, isa.lanes, window.emit)
+                runs(source.count, isa.lanes * (1 if dtype == "float32" else 4), window.emit)
                 first += source.count
     return made[0]
 
@@ -59,10 +62,12 @@ class _Window:
     def emit(self, channel: Expr, lanes: int) -> None:
         """`lanes` channels from `channel` on."""
         c = self.c
-        acc = registers(lanes)
-        store(acc, splat(LOWEST if self.maximum else 0.0, lanes), [0], lanes)
+        dtype = self.x.dtype
+        acc = registers(lanes, dtype)
+        least = LOWEST if dtype == "float32" else 0
+        store(acc, splat(least if self.maximum else 0, lanes, dtype), [0], lanes)
         top, left = self.oh * c.strides[0] - c.pads[0], self.ow * c.strides[1] - c.pads[1]
-        rows, columns = row_range(top, c), row_range(left, _turned(c))
+        rows, columns = row_range(top, c), row_range(left, turned(c))
         with loop(rows[1], start=rows[0]) as kh, loop(columns[1], start=columns[0]) as kw:
             at = [self.n, top + kh * c.dilations[0], left + kw * c.dilations[1], self.start + channel]
             value, sofar = load(self.x, at, lanes), load(acc, [0], lanes)
@@ -76,7 +81,7 @@ class _Window:
         store(self.y, total, [self.n, self.oh, self.ow, self.first + channel], lanes)
 
 
-def _turned(c: Conv) -> Conv:
+def turned(c: Conv) -> Conv:
     """`c` with rows and columns exchanged."""
     top, left, bottom, right = c.pads
     (kh, kw), (sh, sw), (dh, dw) = c.kernel, c.strides, c.dilations

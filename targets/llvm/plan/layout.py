@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, derive, fresh_name
+from graphopt.targets.llvm.kernels.grid import Grid
 from graphopt.targets.lowering.support import EXTERNAL
 
 Dim = int | ir.SymbolicDim
@@ -25,7 +26,8 @@ TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 class Part:
     """Channels [start, start + count) of a twin at positions that the place p of the result, down and across, gives.
 
-    Position ``p // scale * step + offset``: `scale` repeats positions, `step` and `offset` leave some out.
+    Position ``p // scale * step + offset``: `scale` repeats positions, `step` and `offset` leave some out. `grid`: what
+    the bytes of the twin stand for, where the part is dequantized.
     """
 
     twin: ir.Value
@@ -34,6 +36,7 @@ class Part:
     scale: tuple[int, int] = (1, 1)
     step: tuple[int, int] = (1, 1)
     offset: tuple[int, int] = (0, 0)
+    grid: Grid | None = None
 
 
 class Twins:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
-from graphopt.targets.llvm.kernels import pointwise
+from graphopt.targets.llvm.kernels import lookup, pointwise
 from graphopt.targets.llvm.kernels.epilogue import Activation
 from graphopt.targets.llvm.kernels.formula import Formula
+from graphopt.targets.llvm.kernels.grid import Grid
 from graphopt.targets.llvm.kernels.pointwise import Kind, Operation, Pointwise, Segment
 from graphopt.targets.llvm.plan.epilogues import activation_of, simple
+from graphopt.targets.llvm.plan.integer import tables
 from graphopt.targets.llvm.plan.kernels import ELEMENT, Kernels, call
-from graphopt.targets.llvm.plan.layout import Part, Twins, constant_to_last, image, is_turned
+from graphopt.targets.llvm.plan.layout import Image, Part, Twins, constant_to_last, image, is_turned
 
 OPERATIONS = ("Add", "Sub", "Mul", "Div", "Max", "Min")
 
@@ -28,6 +31,7 @@ class Chain:
     start: ir.Value
     steps: tuple[Operation | Activation | Formula, ...]
     operands: tuple[tuple[ir.Value, Kind], ...]
+    grid: Grid | None = None  # of the result, where the last node is a QuantizeLinear
 
     @property
     def value(self) -> ir.Value:
@@ -63,6 +67,8 @@ def _from(start: ir.Value, node: ir.Node, taken: set[ir.Node]) -> Chain | None:
         else:
             user = node if not nodes else only_user(value)
             step = None if user is None or user in taken else _operation(user, value, len(operands))
+            if user is not None and user not in taken and (grid := tables.grid_of(user, value)) is not None:
+                return Chain((*nodes, user), start, tuple(steps), tuple(operands), grid)
             if step is None or user is None:
                 break
             steps.append(step[0])
@@ -93,9 +99,10 @@ def _is_in_one_piece(value: ir.Value) -> bool:
 
 
 def _same(value: ir.Value, output: ir.Value) -> bool:
+    """Whether `value` is a float value, of the shape of `output`, that has a twin."""
     shape = image(value)
-    same = shape is not None and value.shape == output.shape and shape == image(output)
-    return same and value.dtype == output.dtype == ir.DataType.FLOAT
+    same = value.shape == output.shape and shape == image(output)
+    return shape is not None and same and value.dtype == ir.DataType.FLOAT
 
 
 def _operation(node: ir.Node, value: ir.Value, index: int) -> tuple[Operation, tuple[ir.Value, Kind]] | None:
@@ -133,58 +140,102 @@ def _kind(other: ir.Value, value: ir.Value) -> Kind | None:
 
 def emit(found: Chain, kernels: Kernels, twins: Twins) -> None:
     """Put the kernel call in front of the chain's last node, and make its result the twin of the chain's value."""
+    parts = twins.parts(found.start)
+    bytes_only = found.grid is not None and all(part.grid is not None for part in parts)
+    if bytes_only and tables.applies(found.start, found.nodes):
+        twins.set(found.value, _look_up(found, parts, kernels, twins))
+        return
     operands = [_operand(other, kind, found, kernels, twins) for other, kind in found.operands]
-    kinds: tuple[Kind, ...] = tuple(kind for _, kind in found.operands)
-    twin = _call(found.value, twins.parts(found.start), kinds, found.steps, operands, kernels, twins)
-    twins.set(found.value, twin)
+    steps = _Steps(found.steps, tuple(kind for _, kind in found.operands), tuple(g for _, g in operands), found.grid)
+    twins.set(found.value, _call(found.value, parts, steps, [v for v, _ in operands], kernels, twins))
 
 
-def _operand(other: ir.Value, kind: Kind, found: Chain, kernels: Kernels, twins: Twins) -> ir.Value:
+def _operand(other: ir.Value, kind: Kind, found: Chain, kernels: Kernels, twins: Twins) -> tuple[ir.Value, Grid | None]:
+    """What the kernel reads of `other`, and what its bytes stand for."""
     array, shape = constant_array(other), image(found.value)
     assert shape is not None
     if array is None:
-        return twins.last(other)
+        if twins.known(other):
+            part = twins.parts(other)[0]
+            if part.grid is not None and part == Part(part.twin, 0, _channels(part.twin), grid=part.grid):
+                return part.twin, part.grid
+        return twins.last(other), None
     flat = array.reshape(-1)
-    return kernels.constant(
+    spread = kernels.constant(
         ("channel", other, shape.c),
         f"{other.name}_channels",
         lambda: np.ascontiguousarray(np.broadcast_to(flat, shape.c)),
     )
+    return spread, None
 
 
 def gather(value: ir.Value, parts: Sequence[Part], kernels: Kernels, twins: Twins) -> ir.Value:
     """The twin of `value` in one piece."""
-    return _call(value, parts, (), (), [], kernels, twins)
+    return _call(value, parts, _Steps(), [], kernels, twins)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """What a pass does to each element: see `Pointwise`."""
+
+    steps: tuple[Operation | Activation | Formula, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+    grids: tuple[Grid | None, ...] = ()
+    grid: Grid | None = None
 
 
 def _call(
-    value: ir.Value,
-    parts: Sequence[Part],
-    kinds: tuple[Kind, ...],
-    steps: tuple[Operation | Activation | Formula, ...],
-    operands: Sequence[ir.Value],
-    kernels: Kernels,
-    twins: Twins,
+    value: ir.Value, parts: Sequence[Part], done: _Steps, operands: Sequence[ir.Value], kernels: Kernels, twins: Twins
 ) -> ir.Value:
     shape = image(value)
     assert shape is not None
     segments = tuple(map(_segment, parts))
-    p = Pointwise(shape.batch, shape.h, shape.w, segments, kinds, steps)
-    base = "pointwise" if steps else "concat"
+    p = Pointwise(shape.batch, shape.h, shape.w, segments, done.kinds, done.steps, done.grids, done.grid)
+    base = "concat" if p.copies else "pointwise" if done.steps else "concat" if done.grid is None else "quantize"
     parallel = kernels.threads((p.n, p.h, p.w), p.channels * ELEMENT)
     symbol = kernels.symbol(p, base, lambda s: pointwise.make(p, kernels.isa, parallel, s))
+    return _insert(value, symbol, [*(part.twin for part in parts), *operands], shape, twins)
+
+
+def _insert(value: ir.Value, symbol: str, inputs: Sequence[ir.Value], shape: Image, twins: Twins) -> ir.Value:
     producer = value.producer()
     assert producer is not None
-    called = call(symbol, [*(part.twin for part in parts), *operands], shape.last, producer)
+    called = call(symbol, inputs, shape.last, producer, value.dtype)
     twins.insert(called)
     return called.outputs[0]
+
+
+def _look_up(found: Chain, parts: Sequence[Part], kernels: Kernels, twins: Twins) -> ir.Value:
+    """The result by tables, one for each part."""
+    shape = image(found.value)
+    assert shape is not None
+    grids = [part.grid for part in parts if part.grid is not None]
+    make = functools.partial(tables.table, found.start, found.nodes)
+    entries = [
+        kernels.constant(("table", found.nodes, grid), f"{found.value.name}_table", functools.partial(make, grid))
+        for grid in grids
+    ]
+    segments = tuple(dataclasses.replace(_segment(part), grid=None) for part in parts)
+    p = Pointwise(shape.batch, shape.h, shape.w, segments)
+    parallel = kernels.threads((p.n, p.h, p.w), p.channels)
+    symbol = kernels.symbol(("lookup", p), "lookup", lambda s: lookup.make(p, kernels.isa, parallel, s))
+    return _insert(found.value, symbol, [*(part.twin for part in parts), *entries], shape, twins)
+
+
+def _channels(twin: ir.Value) -> int:
+    """Channels of a twin."""
+    assert twin.shape is not None
+    channels = twin.shape[-1]
+    assert isinstance(channels, int)
+    return channels
 
 
 def _segment(part: Part) -> Segment:
     """What the kernel needs to know of `part`."""
     assert part.twin.shape is not None
-    height, width, channels = part.twin.shape[1:]
+    height, width = part.twin.shape[1:3]
     assert isinstance(height, int)
     assert isinstance(width, int)
-    assert isinstance(channels, int)
-    return Segment((height, width), channels, part.start, part.count, part.scale, part.step, part.offset)
+    dtype = "uint8" if part.twin.dtype == ir.DataType.UINT8 else "float32"
+    where = (part.start, part.count, part.scale, part.step, part.offset)
+    return Segment((height, width), _channels(part.twin), *where, dtype, part.grid)

@@ -22,11 +22,11 @@ def sources(value: ir.Value, twins: Twins) -> tuple[tuple[Source, ...], list[ir.
 
 
 def _plain(part: Part, value: ir.Value) -> bool:
-    """Whether each position of `value` is that of the part's twin."""
+    """Whether each position of `value` is that of the part's twin, which has its values and not bytes of them."""
     shape = image(value)
     assert shape is not None
     same = part.twin.shape is not None and list(part.twin.shape)[1:3] == [shape.h, shape.w]
-    return same and part.scale == part.step == (1, 1) and part.offset == (0, 0)
+    return same and part.grid is None and part.scale == part.step == (1, 1) and part.offset == (0, 0)
 
 
 def _channels(part: Part) -> int:

@@ -10,8 +10,10 @@ import onnx_ir as ir
 from graphopt.graph import add_constant, constant_array, fresh_name
 from graphopt.targets.llvm.kernels import lrn, pool
 from graphopt.targets.llvm.kernels.conv import Conv
+from graphopt.targets.llvm.kernels.grid import Grid
 from graphopt.targets.llvm.plan import slices
 from graphopt.targets.llvm.plan.convs import window
+from graphopt.targets.llvm.plan.integer.region import dequantized
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Twins, constant_to_last, image, is_turned
 from graphopt.targets.llvm.plan.sources import sources
@@ -24,16 +26,20 @@ BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu"})
 POOLS = frozenset({"MaxPool", "AveragePool"})
 KEEPING = (
     UNARY | BINARY | {"Concat", "Split", "Slice", "Resize", "GlobalAveragePool", "GlobalMaxPool", "LRN", "Pad"}
-    | {"Softmax", "LogSoftmax", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}
+    | {"Softmax", "LogSoftmax", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "DequantizeLinear"}
 )  # fmt: skip
 """Operators whose results are channels-last if their inputs are (mostly: shapes have a say)."""
+MOVING = frozenset({"Concat", "Split", "Slice", "Resize", "MaxPool"})
+"""Those of them that take 8-bit values as well."""
 
 
 def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
     """Compute `node` channels-last if that fits it; says whether it did."""
     if node.domain != "" or not node.outputs or image(node.outputs[0]) is None:
         return False
-    if node.outputs[0].dtype != ir.DataType.FLOAT:
+    if node.op_type == "DequantizeLinear":
+        return _dequantize(node, twins)
+    if node.outputs[0].dtype != ir.DataType.FLOAT and node.op_type not in MOVING:
         return False
     if node.op_type in POOLS:
         return _pool(node, kernels, twins)
@@ -53,6 +59,16 @@ def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
     if node.op_type in UNARY or node.op_type in BINARY:
         return _elementwise(node, twins)
     return False
+
+
+def _dequantize(node: ir.Node, twins: Twins) -> bool:
+    """Note what the bytes stand for: whoever reads them dequantizes them on the way."""
+    q = dequantized(node.outputs[0])
+    if q is None or not twins.known(q.value):
+        return False
+    grid = Grid(float(q.scale), q.zero)
+    twins.set_parts(node.outputs[0], [dataclasses.replace(part, grid=grid) for part in twins.parts(q.value)])
+    return True
 
 
 def _pool(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
@@ -78,10 +94,11 @@ def _call_pool(node: ir.Node, c: Conv, count_padding: bool, kernels: Kernels, tw
     assert x is not None
     assert shape is not None
     where, inputs = sources(x, twins)
-    key = ("pool", c, maximum, count_padding, where)
+    dtype = "float32" if node.outputs[0].dtype == ir.DataType.FLOAT else "uint8"
+    key = ("pool", c, maximum, count_padding, where, dtype)
     parallel = kernels.threads((c.n, c.oh, c.ow), c.co * math.prod(c.kernel))
     symbol = kernels.symbol(
-        key, "pool", lambda s: pool.make(c, kernels.isa, maximum, count_padding, parallel, s, where)
+        key, "pool", lambda s: pool.make(c, kernels.isa, maximum, count_padding, parallel, s, where, dtype)
     )
     called = call(symbol, inputs, [shape.n, c.oh, c.ow, c.co], node)
     twins.insert(called)

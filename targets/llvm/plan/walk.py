@@ -23,6 +23,7 @@ from graphopt.targets.llvm.plan import (
 )
 from graphopt.targets.llvm.plan.choice import Choices
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
+from graphopt.targets.llvm.plan.integer.carry import carry
 from graphopt.targets.llvm.plan.integer.order import hoist
 from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.kernels import Kernels
@@ -41,6 +42,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     are kept to; the others are noted there.
     """
     make_unsigned(model)
+    carry(model)
     hoist(model.graph)
     sink(model)
     find_norms(model)
@@ -61,7 +63,9 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     shuffles = shuffle.find(nodes)
     taken.update(node for found in shuffles.values() for node in found.nodes)
     tails = _tails(nodes, position, taken)
-    chains = _chains(nodes, [found.value for found in (*tails.values(), *shuffles.values())], taken)
+    made = [found.value for found in (*tails.values(), *shuffles.values())]
+    made += [region.nodes[-1].outputs[0] for region in regions.values()]
+    chains = _chains(nodes, made, taken)
     for node in nodes:
         twins.at, twins.newest = node, None
         found = tails.get(node)

@@ -14,13 +14,13 @@ from types import ModuleType
 
 import onnx_ir as ir
 
-from graphopt.targets.llvm.plan.integer import calls
+from graphopt.targets.llvm.plan.integer import calls, pools
 from graphopt.targets.llvm.plan.integer.region import Region
 from graphopt.targets.llvm.plan.integer.weights import WEIGHTED, make_float
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins
 
-FAMILIES: tuple[ModuleType, ...] = (calls,)
+FAMILIES: tuple[ModuleType, ...] = (calls, pools)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ PASSES: dict[str, str] = {
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
     "remove-unused": "graphopt.passes.remove_unused:RemoveUnused",
+    "smooth-quant": "graphopt.passes.smooth_quant:SmoothQuant",
     "substitute-distilled": "graphopt.passes.substitute_distilled:SubstituteDistilled",
 }
 TARGETS: dict[str, str] = {

@@ -15,6 +15,7 @@ from graphopt.graph import remove_unused
 from graphopt.oracle import Session
 from graphopt.passes.batch_norm.reading import is_onnx
 from graphopt.passes.correct.bias import channel_axis, shift_bias
+from graphopt.passes.correct.moments import from_sums, moments, sums
 from graphopt.passes.correct.twin import float_twin
 from graphopt.passes.correct.walk import Walk, sample
 from graphopt.passes.weights import is_weighted
@@ -59,7 +60,7 @@ class CorrectBias(Pass):
             axis = channel_axis(node)
             outputs = walk.at(node.outputs[0])
             mean, deviation = means[str(node.outputs[0].name)]
-            shift = mean - _moments(outputs, axis)[0]
+            shift = mean - moments(outputs, axis)[0]
             done = shift_bias(model.graph, node, shift) if np.isfinite(shift).all() else "it is not finite"
             if isinstance(done, str):
                 report.skip(node.name, done)
@@ -85,25 +86,9 @@ def _float_moments(twin: ir.Model, nodes: list[ir.Node], feeds: list[Feeds]) -> 
     """Mean and deviation per channel of each node's output in the float model."""
     names = [str(node.outputs[0].name) for node in nodes]
     session = Session(twin, names)
-    sums: dict[str, Array] = {}
+    total: dict[str, Array] = {}
     for piece in feeds:
         results = session.run(piece)
         for node, name in zip(nodes, names, strict=True):
-            sums[name] = sums.get(name, 0) + _sums(results[name], channel_axis(node))
-    return {name: _from_sums(total) for name, total in sums.items()}
-
-
-def _moments(arrays: list[Array], axis: int) -> tuple[Array, Array]:
-    return _from_sums(sum((_sums(array, axis) for array in arrays), np.zeros(())))
-
-
-def _sums(array: Array, axis: int) -> Array:
-    """Count, sum and sum of squares per channel, [3, channels]."""
-    rows = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]).astype(np.float64)
-    return np.stack([np.full(rows.shape[1], len(rows), np.float64), rows.sum(axis=0), (rows**2).sum(axis=0)])
-
-
-def _from_sums(sums: Array) -> tuple[Array, Array]:
-    count, first, second = sums
-    mean = first / np.maximum(count, 1)
-    return mean, np.sqrt(np.maximum(second / np.maximum(count, 1) - mean**2, 0.0))
+            total[name] = total.get(name, 0) + sums(results[name], channel_axis(node))
+    return {name: from_sums(sum_) for name, sum_ in total.items()}

@@ -33,6 +33,7 @@ PASSES: dict[str, str] = {
     "prune-magnitude": "graphopt.passes.prune_magnitude:PruneMagnitude",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
+    "reestimate-batch-norm": "graphopt.passes.reestimate_batch_norm:ReestimateBatchNorm",
     "remove-unused": "graphopt.passes.remove_unused:RemoveUnused",
     "smooth-quant": "graphopt.passes.smooth_quant:SmoothQuant",
     "substitute-distilled": "graphopt.passes.substitute_distilled:SubstituteDistilled",

@@ -8,6 +8,7 @@ from graphopt.base import Context
 from graphopt.data import Batches
 from graphopt.graph import constant_array
 from graphopt.passes.equalize_channels import EqualizeChannels
+from graphopt.passes.insert_qdq import InsertQdq
 from graphopt.testing import apply, assert_equivalent, from_text
 
 RNG = np.random.default_rng(0)
@@ -166,3 +167,17 @@ def test_clips_that_do_not_take_part():
     assert "only with calibration data" in report.skipped[0].reason
     _, report = apply(EqualizeChannels(), clipped(low=-1.0))
     assert "does not scale" in report.skipped[0].reason
+
+
+def test_one_scale_per_tensor():
+    """insert-qdq{per_channel=false}: what equalization is for."""
+    before = chain()
+    feeds = {"x": normal(16, 3, 9, 9)}
+    context = Context(calibration=Batches(lambda: [feeds]))
+    want, errors = oracle.run(before, feeds)["y"], []
+    for model in (before, apply(EqualizeChannels(), before)[0]):
+        after, _ = apply(InsertQdq(per_channel=False), model, context)
+        weights = [n.inputs[1].producer() for n in after.graph if n.op_type == "Conv"]
+        assert [constant_array(w.inputs[1]).shape for w in weights] == [()] * 3
+        errors.append(np.square(oracle.run(after, feeds)["y"] - want).sum())
+    assert errors[1] < errors[0] / 2

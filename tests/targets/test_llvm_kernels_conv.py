@@ -9,6 +9,8 @@ from graphopt.artifact import assemble
 from graphopt.base import Context
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.cpu import resolve
+from graphopt.targets.llvm.kernels import beside
+from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.plan import plan
 from graphopt.targets.lowering.canonical import canonicalise
 from graphopt.testing import from_text, random_feeds
@@ -255,6 +257,35 @@ def test_long_lines(ci: int, co: int, kernel: int, stride: int, pads: tuple[int,
         }}""",
         mcpu=mcpu,
         w=weights(co, ci, kernel, 1),
+        b=weights(co, 1).reshape(-1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ci", "co", "kernel", "strides", "pads", "size"),
+    [
+        (8, 8, (3, 39), (1, 1), (1, 19, 1, 19), (5, 43)),
+        (1, 3, (5, 11), (2, 3), (2, 5, 2, 4), (9, 37)),
+        (2, 1, (1, 15), (1, 2), (0, 7, 0, 0), (3, 30)),
+        (5, 24, (2, 21), (1, 1), (1, 0, 0, 3), (4, 25)),
+    ],
+)
+@pytest.mark.parametrize("mcpu", ["native", "x86-64-v3"])
+def test_few_channels_several_columns_in_a_vector(ci, co, kernel, strides, pads, size, mcpu: str):
+    """Odd numbers of columns leave a part of one; residual, activation and bias go with each."""
+    (kh, kw), (h, w) = kernel, size
+    oh, ow = (h + pads[0] + pads[2] - kh) // strides[0] + 1, (w + pads[1] + pads[3] - kw) // strides[1] + 1
+    problem = Conv(2, h, w, ci, co, kernel, strides, (1, 1), pads)
+    assert mcpu != "native" or beside.columns(problem, 16) > 1
+    check(
+        f"""g (float[2,{ci},{h},{w}] x, float[{co},{ci},{kh},{kw}] w, float[{co}] b, float[2,{co},{oh},{ow}] r)
+            => (float[2,{co},{oh},{ow}] y) {{
+            c = Conv<strides = {list(strides)}, pads = {list(pads)}>(x, w, b)
+            a = Sigmoid(c)
+            y = Add(a, r)
+        }}""",
+        mcpu=mcpu,
+        w=weights(co, ci, kh, kw),
         b=weights(co, 1).reshape(-1),
     )
 

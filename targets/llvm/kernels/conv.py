@@ -1,9 +1,9 @@
 """Direct convolution, channels-last, any kernel, stride, dilation and padding; no copy of the input is padded.
 
 Loops: batch and output rows, blocks of output channels, tiles of output columns; inside a tile kernel rows, kernel
-columns, input channels, one tile step each (see `tile`). Kernel rows outside the image are left out by the loop's
-bounds, and kernel columns outside it when the tile at the border is written out: only tiles inside have a loop over
-columns.
+columns, input channels, one tile step each (see `tile`). Without dilation the last two are one loop: channels-last, the
+columns that a position sees lie in one piece. Kernel rows outside the image are left out by the loop's bounds, and
+kernel columns outside it when the tile at the border is written out, in runs of columns that the same positions see.
 
 Weights are packed to [blocks, KH, KW, CI, lanes]: the inner loop reads them in order.
 """
@@ -16,42 +16,10 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels import tile
+from graphopt.targets.llvm.kernels import beside, tile
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
-
-
-@dataclasses.dataclass(frozen=True)
-class Conv:
-    """A convolution: input [N, H, W, CI], output [N, OH, OW, CO]; `n` a number or the name of a symbolic dimension.
-
-    `pads`: top, left, bottom, right. With groups, `ci` and `co` count all channels; group = channels is `depthwise`.
-    """
-
-    n: int | str
-    h: int
-    w: int
-    ci: int
-    co: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    group: int = 1
-
-    @property
-    def oh(self) -> int:
-        """Output rows."""
-        return _out(self.h, self.kernel[0], self.strides[0], self.dilations[0], self.pads[0] + self.pads[2])
-
-    @property
-    def ow(self) -> int:
-        """Output columns."""
-        return _out(self.w, self.kernel[1], self.strides[1], self.dilations[1], self.pads[1] + self.pads[3])
-
-
-def _out(size: int, kernel: int, stride: int, dilation: int, pad: int) -> int:
-    return (size + pad - dilation * (kernel - 1) - 1) // stride + 1
+from graphopt.targets.llvm.kernels.window import Conv as Conv
 
 
 def pack(weight: np.ndarray[Any, Any], lanes: int, group: int = 1) -> np.ndarray[Any, Any]:
@@ -75,42 +43,51 @@ def pack_bias(bias: np.ndarray[Any, Any] | None, co: int, lanes: int, group: int
 def direct(
     c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "conv", shape: tile.Shape | None = None
 ) -> tirx.PrimFunc:
-    """``f(x, weights, bias[, residual], y)`` for packed weights and bias; `shape` in place of the tile chosen here."""
-    each = c.co // c.group
+    """``f(x, weights, bias[, residual], y)`` for packed weights and bias; `shape` in place of the tile chosen here.
+
+    Weights and bias are those of the convolution made ``wide`` by ``columns(c, lanes)`` (see `beside`).
+    """
+    p = beside.columns(c, isa.lanes)
+    k, full = beside.wide(c, p), c.ow // p
+    each, ci = k.co // c.group, c.ci // c.group
     blocks = -(-each // isa.lanes)
-    shape = shape or tile.choose(c.ow, blocks, isa)
+    shape = shape or tile.choose(full, blocks, isa)
     whole = each // isa.lanes // shape.cols  # panels of blocks of which every channel exists
     with function(name) as (f, made):
         x = f.argument("x", [c.n, c.h, c.w, c.ci])
-        w = f.argument("w", [c.group, blocks, *c.kernel, c.ci // c.group, isa.lanes])
+        w = f.argument("w", [c.group, blocks, *k.kernel, ci, isa.lanes])
         b = f.argument("b", [c.group * blocks * isa.lanes])
         residual = f.argument("r", [c.n, c.oh, c.ow, c.co]) if epilogue.residual else None
         y = f.argument("y", [c.n, c.oh, c.ow, c.co])
-        row = _Row(c, isa, epilogue, x, w, b, residual, y)
+        x, y = f.matrix(x, [c.n, c.h, c.w * c.ci]), f.matrix(y, [c.n, c.oh, c.ow * c.co])
+        w = f.view(w, [c.group * blocks, c.kernel[0], k.kernel[1] * ci, isa.lanes])
+        residual = None if residual is None else f.matrix(residual, [c.n, c.oh, c.ow * c.co])
+        row = _Row(k, full, isa, epilogue, x, w, b, residual, y)
         rows = f.dim(c.n) * c.oh
-        nbytes = 4 * c.kernel[0] * c.kernel[1] * c.ci // c.group * c.co
+        nbytes = 4 * k.kernel[0] * k.kernel[1] * ci * k.co
         ahead = tile.Ahead.of(shape.cols, c.oh, nbytes)
         if whole:
             with loop(
                 rows * whole * c.group, parallel=parallel
-            ) as p:  # a panel's weights serve all rows, then the next
-                r, panel = p % rows, p // rows
+            ) as t:  # a panel's weights serve all rows, then the next
+                r, panel = t % rows, t // rows
                 columns = None if ahead is None else ahead.columns(r)
-                row.emit(r // c.oh, r % c.oh, panel // whole, panel % whole * shape.cols, shape, columns)
+                row.emit(r, panel // whole, panel % whole * shape.cols, shape, columns)
         for first in range(whole * shape.cols, blocks, shape.cols):
             last = tile.Shape(shape.rows, min(shape.cols, blocks - first))
-            with loop(rows * c.group, parallel=parallel) as p:
-                r = p % rows
-                row.emit(r // c.oh, r % c.oh, p // rows, first, last)
+            with loop(rows * c.group, parallel=parallel) as t:
+                row.emit(t % rows, t // rows, first, last)
+        if c.ow % p:
+            with loop(rows, parallel=parallel) as r:
+                row.rest(r, c.ow % p * c.co)
     return made[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Which row of which image, group and panel; and the columns of the next panel to fetch meanwhile."""
+    """Which row of all images, group and panel; and the columns of the next panel to fetch meanwhile."""
 
-    n: Expr
-    oh: Expr
+    row: Expr
     g: Expr
     block: Expr
     ahead: list[Expr]
@@ -118,9 +95,10 @@ class _Place:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """One output row for one panel of channel blocks of one group."""
+    """One output row for one panel of channel blocks of one group. Images are matrices: rows, columns * channels."""
 
     c: Conv
+    columns: int
     isa: Isa
     epilogue: Epilogue
     x: Any
@@ -129,25 +107,37 @@ class _Row:
     residual: Any
     y: Any
 
-    def emit(self, n: Expr, oh: Expr, g: Expr, block: Expr, shape: tile.Shape, ahead: list[Expr] | None = None) -> None:
+    @property
+    def blocks(self) -> int:
+        """Vectors of output channels of one group."""
+        return -(-self.c.co // self.c.group // self.isa.lanes)
+
+    def emit(self, row: Expr, g: Expr, block: Expr, shape: tile.Shape, ahead: list[Expr] | None = None) -> None:
         """Tiles before the inside, a loop over those inside, tiles after it."""
-        c, step = self.c, shape.rows
-        place = _Place(n, oh, g, block, ahead or [])
-        starts = range(0, c.ow, step)
+        step, lanes = shape.rows, self.isa.lanes
+        place = _Place(row, g, block, ahead or [])
+        partial = isinstance(block, int) and block + shape.cols == self.blocks
+        last = self.c.co // self.c.group - (self.blocks - 1) * lanes
+        counts = [*[lanes] * (shape.cols - 1), last if partial else lanes]
+        starts = range(0, self.columns, step)
         inside = [s for s in starts if self._inside(s, step)]
         for s in starts:
-            if s in inside:
-                if s == inside[0] and len(inside) > 1:
-                    with loop(len(inside)) as t:
-                        self._tile(place, inside[0] + t * step, shape, border=False)
-                elif s == inside[0]:
-                    self._tile(place, s, shape, border=False)
-            else:
-                self._tile(place, s, tile.Shape(min(step, c.ow - s), shape.cols), border=True)
+            if s not in inside:
+                self._tile(place, s, tile.Shape(min(step, self.columns - s), shape.cols), counts)
+            elif s == inside[0]:
+                everywhere = [(0, self.c.kernel[1], list(range(step)))]
+                with loop(len(inside)) as t:
+                    self._tile(place, inside[0] + t * step, shape, counts, everywhere)
+
+    def rest(self, row: Expr, count: int) -> None:
+        """The column past the last whole one, of which `count` channels exist."""
+        lanes, blocks = self.isa.lanes, -(-count // self.isa.lanes)
+        counts = [min(lanes, count - j * lanes) for j in range(blocks)]
+        self._tile(_Place(row, 0, 0, []), self.columns, tile.Shape(1, blocks), counts)
 
     def _inside(self, start: int, rows: int) -> bool:
         """A whole tile that needs no column outside the image."""
-        return start + rows <= self.c.ow and all(
+        return start + rows <= self.columns and all(
             self._valid(start + i, kw) for i in (0, rows - 1) for kw in range(self.c.kernel[1])
         )
 
@@ -157,40 +147,55 @@ class _Row:
     def _column(self, column: Expr, kw: Expr) -> Expr:
         return column * self.c.strides[1] + kw * self.c.dilations[1] - self.c.pads[1]
 
-    def _tile(self, place: _Place, start: Expr, shape: tile.Shape, border: bool) -> None:
+    def _border(self, start: int, rows: int) -> list[tuple[int, int, list[int]]]:
+        """(first, count, rows): runs of kernel columns that are inside the image for the same rows of a tile."""
+        runs: list[tuple[int, int, list[int]]] = []
+        for kw in range(self.c.kernel[1]):
+            valid = [i for i in range(rows) if self._valid(start + i, kw)]
+            if runs and runs[-1][2] == valid:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1, valid)
+            else:
+                runs.append((kw, 1, valid))
+        return [run for run in runs if run[2]]
+
+    def _tile(
+        self,
+        place: _Place,
+        start: Expr,
+        shape: tile.Shape,
+        counts: list[int],
+        runs: list[tuple[int, int, list[int]]] | None = None,
+    ) -> None:
         c, lanes = self.c, self.isa.lanes
-        n, oh, g, block = place.n, place.oh, place.g, place.block
+        row, g, block = place.row, place.g, place.block
         ci, co = c.ci // c.group, c.co // c.group
-        blocks = -(-co // lanes)
-        acc = tile.Accumulators(shape, self.isa, lambda j: load(self.b, [(g * blocks + block + j) * lanes], lanes))
-        top = oh * c.strides[0] - c.pads[0]
+        at = g * self.blocks + block
+        acc = tile.Accumulators(shape, self.isa, lambda j: load(self.b, [(at + j) * lanes], lanes))
+        top = row % c.oh * c.strides[0] - c.pads[0]
         low, high = row_range(top, c)
         with loop(high, start=low) as kh:
-            ih = top + kh * c.dilations[0]
+            ih = row // c.oh * c.h + top + kh * c.dilations[0]
 
-            def over_channels(kw: Expr, valid: range | list[int]) -> None:
-                with loop(ci) as k:
-                    for column in place.ahead:
-                        prefetch(self.w, [g, block + shape.cols + column, kh, kw, k, 0])
-                    acc.step(
-                        valid,
-                        lambda i: self.x[n, ih, self._column(start + i, kw), g * ci + k],
-                        lambda j: load(self.w, [g, block + j, kh, kw, k, 0], lanes),
-                    )
+            def step(kw: Expr, k: Expr, valid: list[int]) -> None:
+                for column in place.ahead:
+                    prefetch(self.w, [at + shape.cols + column, kh, kw * ci + k, 0])
+                acc.step(
+                    valid,
+                    lambda i: self.x[ih, self._column(start + i, kw) * c.ci + g * ci + k],
+                    lambda j: load(self.w, [at + j, kh, kw * ci + k, 0], lanes),
+                )
 
-            if border:
-                for kw in range(c.kernel[1]):
-                    valid = [i for i in range(shape.rows) if self._valid(start + i, kw)]
-                    if valid:
-                        over_channels(kw, valid)
-            else:
-                with loop(c.kernel[1]) as kw:
-                    over_channels(kw, range(shape.rows))
-        partial = isinstance(block, int) and block + shape.cols == blocks
+            for first, count, valid in self._border(start, shape.rows) if runs is None else runs:
+                if c.group == c.dilations[1] == 1:  # what these kernel columns see lies in one piece
+                    with loop(count * ci) as k:
+                        step(first, k, valid)
+                else:
+                    with loop(count) as kw, loop(ci) as k:
+                        step(first + kw, k, valid)
         acc.write(
-            [*[lanes] * (shape.cols - 1), co - (blocks - 1) * lanes if partial else lanes],
-            lambda i, j, offset: [n, oh, start + i, g * co + (block + j) * lanes + offset],
-            lambda value, at, width: self.epilogue.finish(self.residual, value, at, width),
+            counts,
+            lambda i, j, offset: [row, (start + i) * c.co + g * co + (block + j) * lanes + offset],
+            lambda value, to, width: self.epilogue.finish(self.residual, value, to, width),
             self.y,
             apart=self.epilogue.long,
         )

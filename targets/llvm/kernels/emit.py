@@ -57,10 +57,6 @@ class Function:
         """The buffer `whole` of `shape` seen as a matrix: all dimensions but the last are one. After all arguments."""
         return T.decl_buffer([i64(self.product(shape[:-1])), self.dim(shape[-1])], whole.dtype, data=whole.data)
 
-    def view(self, whole: Any, shape: Sequence[Expr]) -> Any:
-        """The buffer `whole` with other dimensions. After all arguments."""
-        return T.decl_buffer([i64(d) for d in shape], whole.dtype, data=whole.data)
-
     def product(self, shape: Sequence[int | str]) -> Expr:
         """The number of elements of `shape`: an int when all dimensions are."""
         if all(isinstance(d, int) for d in shape):

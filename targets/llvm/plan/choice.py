@@ -19,7 +19,7 @@ from typing import Literal
 
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels import gemm, line, tile
+from graphopt.targets.llvm.kernels import beside, gemm, line, tile
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.kernels.winograd_scheme import F2, F4, Scheme, applies, tiles_at_once, traffic
@@ -83,12 +83,14 @@ def convolution(c: Conv, isa: Isa) -> list[Candidate]:
         return [Candidate("depthwise", None, work / FMAS)]
     if is_product(c):
         return product(gemm.Gemm((c.n, c.h, c.w), c.ci, c.co), isa)
-    each, inner = c.co // c.group, c.ci // c.group * math.prod(c.kernel)
-    blocks = math.ceil(each / isa.lanes)
     along_line = line.applies(c)
-    found = _tiled("line" if along_line else "direct", c.oh * c.group, c.ow, blocks, inner, c.co * inner, isa)
+    p = 1 if along_line else beside.columns(c, isa.lanes)
+    k = beside.wide(c, p)
+    inner, blocks = k.ci // k.group * math.prod(k.kernel), math.ceil(k.co // k.group / isa.lanes)
+    found = _tiled("line" if along_line else "direct", c.oh * c.group, c.ow // p, blocks, inner, k.co * inner, isa)
     if along_line or not applies(c, isa):
         return found
+    blocks = math.ceil(c.co / isa.lanes)
     for algorithm, scheme in SCHEMES.items():
         tiles, products = scheme.tiles(c), scheme.a**2
         block = tiles_at_once(c, scheme)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from tvm import tirx
 
 from graphopt.graph import constant_array
-from graphopt.targets.llvm.kernels import conv, depthwise, gemm, line, winograd
+from graphopt.targets.llvm.kernels import beside, conv, depthwise, gemm, line, winograd
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
@@ -156,6 +156,7 @@ def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> tuple[
     assert weight is not None
     w, b = _oriented(node), None if bias is None else constant_array(bias)
     lanes, group = kernels.isa.lanes, c.group
+    p = beside.columns(c, lanes) if how.algorithm == "direct" else 1
 
     def pack() -> np.ndarray:
         match how.algorithm:
@@ -166,12 +167,14 @@ def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> tuple[
             case "line":
                 return line.pack(w, lanes)
             case "direct":
-                return conv.pack(w, lanes, group)
+                return conv.pack(beside.widen(w, p, c.strides[1]), lanes, group)
             case _:
                 return winograd.pack(w, lanes, choice.SCHEMES[how.algorithm])
 
     if how.algorithm == "depthwise":
         lanes, group = 1, 1
-    packed = kernels.constant((how.algorithm, weight, lanes, group), f"{weight.name}_packed", pack)
-    key = ("bias", bias, c.co, lanes, group)
-    return packed, kernels.constant(key, f"{weight.name}_bias", lambda: conv.pack_bias(b, c.co, lanes, group))
+    packed = kernels.constant((how.algorithm, weight, lanes, group, p), f"{weight.name}_packed", pack)
+    key, repeated = ("bias", bias, c.co, lanes, group, p), None if b is None else np.tile(b, p)
+    return packed, kernels.constant(
+        key, f"{weight.name}_bias", lambda: conv.pack_bias(repeated, c.co * p, lanes, group)
+    )

@@ -1,0 +1,135 @@
+"""Accuracy x speed x size of quantized reference models, beside onnxruntime's own quantizer.
+
+    python benchmarks/quantization.py                                   # the labelled models, all recipes
+    python benchmarks/quantization.py --models digits,magika --recipes int8 --json
+    python benchmarks/quantization.py --vs openvino --out benchmarks/results/quantization.json
+
+`float`, `quantized` and `onnxruntime_quantized` are the metric on held-out labels. `ratio_vs_X` is the median over
+interleaved rounds of X's time / the time of graphopt's llvm program of the quantized model, above 1: it is faster.
+`float` is graphopt's own float32 program, `NAME_same` the rival on the very same quantized ONNX file. `size_ratio`
+is that of the ONNX files, `weights_ratio` that of what the programs keep. A recipe is a preset or a pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from describe import machine, versions
+
+from graphopt import models
+
+Row = dict[str, Any]
+RECIPES = ["int8", "int8-dynamic", "int4-weights"]
+KEYS = (
+    "model", "recipe", "metric", "float", "quantized", "onnxruntime_quantized", "n", "ratio_vs_float",
+    "ratio_vs_onnxruntime_float", "size_ratio",
+)  # fmt: skip
+
+
+def measure(name: str, recipe: str, asked: argparse.Namespace) -> Row:
+    """One row, measured by `one_quantized.py`."""
+    command = [sys.executable, str(Path(__file__).with_name("one_quantized.py")), name, "--recipe", recipe]
+    command += ["--threads", str(asked.threads), "--seconds", str(asked.seconds), "--against", *asked.vs]
+    root = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {
+        "TVM_NUM_THREADS": str(asked.threads),
+        "OMP_NUM_THREADS": str(asked.threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+    }
+    row: Row = dict.fromkeys(KEYS) | {"model": name, "recipe": recipe}
+    try:
+        done = subprocess.run(
+            command, env=environment, timeout=asked.timeout, capture_output=True, text=True, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return row | {"error": f"not done after {asked.timeout:g} s"}
+    try:
+        return row | json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        reason = done.stderr.strip().splitlines()[-1:] or [f"the process ended with {done.returncode}"]
+        return row | {"error": reason[0]}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    head = ["model", "recipe", "metric", "n", "float", "quantized", "onnxruntime's", "size", "x float", "x ort float"]
+    head += ["x ort's int8", ""]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [row["model"], row["recipe"], row["metric"] or "", str(row["n"] or "")]
+        cells += [_number(row[key], ".4f") for key in ("float", "quantized", "onnxruntime_quantized")]
+        cells += [_number(row["size_ratio"], ".3f")]
+        keys = ("ratio_vs_float", "ratio_vs_onnxruntime_float", "ratio_vs_onnxruntime_quantized")
+        cells += [_number(row.get(key), ".2f") for key in keys]
+        lines.append([*cells, " ".join(str(row.get("error") or row.get("onnxruntime_error") or "").split())[:90]])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def draw(rows: Sequence[Row], path: Path) -> bool:
+    """Points of the metric lost over speed, a marker's area by size; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        good = [r for r in rows if r["recipe"] == recipe and r["quantized"] is not None and r["ratio_vs_float"]]
+        x = [row["ratio_vs_onnxruntime_float"] for row in good]
+        y = [100 * (row["quantized"] - row["float"]) for row in good]
+        axes.scatter(x, y, s=[300 * row["size_ratio"] for row in good], alpha=0.6, label=recipe)
+        for row, a, b in zip(good, x, y, strict=True):
+            axes.annotate(row["model"], (a, b), fontsize=7)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("speed: onnxruntime float32's time / time")
+    axes.set_ylabel("points gained on held-out labels")
+    axes.legend(title="area: size of the file")
+    figure.savefig(path)
+    return True
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", help="comma-separated; default: all that have labels")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated presets")
+    parser.add_argument("--pipeline", action="append", default=[], help="a recipe given as a pipeline; repeatable")
+    parser.add_argument("--vs", action="append", default=[], choices=["openvino"], help="another rival; repeatable")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure a row")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds after which a row is given up")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--out", type=Path, help="write rows, machine and versions to this .json; a plot beside it")
+    asked = parser.parse_args()
+    labelled = [name for name in models.names() if models.get(name).evaluation is not None]
+    chosen = [models.get(name).name for name in asked.models.split(",")] if asked.models else labelled
+    rows: list[Row] = []
+    for name in chosen:
+        for recipe in [*filter(None, asked.recipes.split(",")), *asked.pipeline]:
+            rows.append(measure(name, recipe, asked))
+            if asked.out is not None:
+                asked.out.parent.mkdir(parents=True, exist_ok=True)
+                whole = {"machine": machine(), "versions": versions(), "rows": rows}
+                asked.out.write_text(json.dumps(whole, indent=1) + "\n")
+                draw(rows, asked.out.with_suffix(".svg"))
+            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(json.dumps(rows, indent=1) if asked.json else table(rows))
+    sys.exit(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    main()

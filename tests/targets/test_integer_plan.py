@@ -181,3 +181,14 @@ def test_what_is_no_region_runs_as_float(trouble):
     assert not any("integer" in s for s in symbols(model))
     if trouble != "bias overflows":
         compare(model, 0.03)
+
+
+@pytest.mark.parametrize(("channels", "kernel", "strides"), [(37, (3, 3), [1, 1]), (16, (5, 5), [2, 2])])
+def test_depthwise(channels, kernel, strides):
+    net = Net()
+    x = net.pair(net.input(2, channels, 13, 11), 0.03, 101)
+    y = net.conv(x, channels, 1, *kernel, group=channels, strides=strides, pads=[1, 2, 1, 1])
+    y = net.op("Clip", y, net.constant(np.float32(0)), net.constant(np.float32(6)))
+    model = net.model(net.pair(y, 0.02, 1))
+    assert sum("integer_depthwise" in s for s in symbols(model)) == 1
+    compare(model, 0.02)

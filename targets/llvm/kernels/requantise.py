@@ -99,6 +99,11 @@ def dequantize(q: Expr, zero: int, scale: float, lanes: int) -> Expr:
     return tirx.Cast(_vector("float32", lanes), steps) * splat(float(np.float32(scale)), lanes)
 
 
+def as_float(q: Expr, lanes: int) -> Expr:
+    """8-bit integers as float32."""
+    return tirx.Cast(_vector("float32", lanes), tirx.Cast(_vector("int32", lanes), q))
+
+
 def unfused(value: Expr, lanes: int) -> Expr:
     """`value` rounded to float32: a product that is not to become part of a fused multiply-add."""
     return tirx.call_llvm_pure_intrin(_vector("float32", lanes), "llvm.arithmetic.fence", value)

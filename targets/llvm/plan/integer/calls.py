@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.targets.llvm.kernels import arithmetic, contract
+from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise
+from graphopt.targets.llvm.kernels.contract import Contraction
 from graphopt.targets.llvm.plan.integer.layers import Layer, find
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Dim, Twins, image, replace
@@ -15,22 +19,8 @@ __all__ = ["emit", "find"]
 
 def emit(layer: Layer, kernels: Kernels, twins: Twins) -> None:
     """Put the kernel call in front of the layer's last node."""
-    p, isa = layer.problem, kernels.isa
-    dot = arithmetic.choose(isa, contract.as_runs(layer.weight, p))
-    node, name = layer.nodes[0], layer.nodes[0].name
-    constants = {
-        "weights": lambda: contract.pack(layer.weight, p, dot, isa.lanes),
-        "bias": lambda: contract.pack_bias(layer.bias, layer.weight, p, dot, isa.lanes),
-        "multiplier": lambda: np.ascontiguousarray(layer.m, np.float32),
-    }
-    packed = [kernels.constant(("integer", what, node), f"{name}_{what}", make) for what, make in constants.items()]
-    positions = p.rows if p.rows is not None else (p.conv.n, p.conv.oh, p.conv.ow)
-    parallel = kernels.threads(positions, p.conv.co * layer.weight[0].size)
-    symbol = kernels.symbol(
-        ("contract", p, dot, layer.finish),
-        "integer_dense" if p.rows is not None else "integer_conv",
-        lambda s: contract.make(p, dot, isa, layer.finish, parallel, s),
-    )
+    p = layer.problem
+    packed, symbol = _depthwise(layer, kernels) if is_depthwise(p) else _contraction(layer, kernels)
     dtype = ir.DataType.FLOAT if layer.finish.range is None else ir.DataType.UINT8
     if p.rows is not None:
         inputs = [twins.first(layer.x), *packed]
@@ -50,3 +40,51 @@ def emit(layer: Layer, kernels: Kernels, twins: Twins) -> None:
     called = call(symbol, inputs, dims, layer.nodes[-1], dtype)
     twins.insert(called)
     twins.set(layer.value, twins.shaped(called.outputs[0], shape.last, layer.value))
+
+
+def is_depthwise(p: Contraction) -> bool:
+    """Whether the float32 form of a depthwise convolution gives the integer sums."""
+    c = p.conv
+    return c.group == c.ci == c.co > 1 and math.prod(c.kernel) <= depthwise.EXACT
+
+
+def _contraction(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
+    """Constants and symbol of the kernel."""
+    p, isa = layer.problem, kernels.isa
+    dot = arithmetic.choose(isa, contract.as_runs(layer.weight, p))
+    packed = _constants(
+        layer,
+        kernels,
+        lambda: contract.pack(layer.weight, p, dot, isa.lanes),
+        lambda: contract.pack_bias(layer.bias, layer.weight, p, dot, isa.lanes),
+    )
+    base, parallel = "integer_dense" if p.rows is not None else "integer_conv", _parallel(layer, kernels)
+    return packed, kernels.symbol(
+        ("contract", p, dot, layer.finish, parallel),
+        base,
+        lambda s: contract.make(p, dot, isa, layer.finish, parallel, s),
+    )
+
+
+def _depthwise(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
+    c, zero, parallel = layer.problem.conv, layer.problem.zero, _parallel(layer, kernels)
+    packed = _constants(layer, kernels, lambda: depthwise.pack(layer.weight), lambda: layer.bias)
+    return packed, kernels.symbol(
+        ("integer depthwise", c, zero, layer.finish, parallel),
+        "integer_depthwise",
+        lambda s: depthwise.quantized(c, kernels.isa, zero, layer.finish, parallel, s),
+    )
+
+
+def _constants(
+    layer: Layer, kernels: Kernels, weights: Callable[[], np.ndarray], bias: Callable[[], np.ndarray]
+) -> list[ir.Value]:
+    node = layer.nodes[0]
+    made = {"weights": weights, "bias": bias, "multiplier": lambda: np.ascontiguousarray(layer.m, np.float32)}
+    return [kernels.constant(("integer", what, node), f"{node.name}_{what}", make) for what, make in made.items()]
+
+
+def _parallel(layer: Layer, kernels: Kernels) -> bool:
+    p = layer.problem
+    positions = p.rows if p.rows is not None else (p.conv.n, p.conv.oh, p.conv.ow)
+    return kernels.threads(positions, p.conv.co * layer.weight[0].size)

@@ -111,11 +111,11 @@ class Dot:
             case "vpdpbusd":
                 return _call(wide, f"llvm.x86.avx512.vpdpbusd.{bits}", acc, a, w)
             case "maddwd":
-                return acc + _call(wide, MADDWD[lanes], a, w)
+                return _in_order(acc + _call(wide, MADDWD[lanes], a, w), lanes)
             case "maddubs":
                 pairs = _call(f"int16x{2 * lanes}", MADDUBS[lanes], a, w)
                 ones = splat(1, 2 * lanes, "int16")
-                return acc + _call(wide, MADDWD[lanes], pairs, ones)
+                return _in_order(acc + _call(wide, MADDWD[lanes], pairs, ones), lanes)
             case "usdot" | "sdot":
                 return _call(wide, f"llvm.aarch64.neon.{self.name}.v4i32.v16i8", acc, a, w)
             case "widen":
@@ -144,6 +144,12 @@ def _vector(dtype: str, lanes: int) -> str:
 
 def _call(dtype: str, name: str, *arguments: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(dtype, name, *arguments)
+
+
+def _in_order(total: Expr, lanes: int) -> Expr:
+    """`total`, which LLVM must not add up in another order: it does so for the sake of parallelism, and then spills."""
+    kept = _call(f"float32x{lanes}", "llvm.arithmetic.fence", tirx.reinterpret(f"float32x{lanes}", total))
+    return tirx.reinterpret(f"int32x{lanes}", kept)
 
 
 def choose(isa: Isa, weight: np.ndarray[Any, Any]) -> Dot:

@@ -12,13 +12,14 @@ copy takes a percent or two of the time of the products.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels import tile
+from graphopt.targets.llvm.kernels import depthwise, tile
 from graphopt.targets.llvm.kernels.arithmetic import Dot
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, scratch, splat, store, when
@@ -71,6 +72,17 @@ class Contraction:
         if self.rows is not None:
             return [*self.rows, c.ci], [*self.rows, c.co]
         return [c.n, c.h, c.w, c.ci], [c.n, c.oh, c.ow, c.co]
+
+
+def room(isa: Isa, dot: Dot) -> Isa:
+    """`isa` without the registers that the arithmetic needs for itself."""
+    return dataclasses.replace(isa, registers=isa.registers - dot.extra)
+
+
+def is_depthwise(p: Contraction) -> bool:
+    """Whether the float32 form of a depthwise convolution gives the integer sums."""
+    c = p.conv
+    return c.group == c.ci == c.co > 1 and math.prod(c.kernel) <= depthwise.EXACT
 
 
 def as_runs(weight: np.ndarray[Any, Any], p: Contraction) -> np.ndarray[Any, Any]:
@@ -192,8 +204,7 @@ class _Product:
 
     def shape(self, positions: int) -> tile.Shape:
         """The tile for so many output positions in a line."""
-        free = dataclasses.replace(self.isa, registers=self.isa.registers - self.dot.extra)
-        return tile.choose(positions, self.blocks, free)
+        return tile.choose(positions, self.blocks, room(self.isa, self.dot))
 
     def panels(self, cols: int) -> list[tuple[int, int, int]]:
         """Panels of columns as (first, columns, number): whole ones, in which every channel exists, and the rest."""

@@ -63,11 +63,15 @@ class Choice:
 
 @dataclasses.dataclass
 class Choices:
-    """`known` choices by the text of the problem; `problems` met and what was `made` of them (by symbol) are noted."""
+    """`known` choices by the text of the problem; `problems` met and what was `made` of them (by symbol) are noted.
+
+    `integer`: name of a quantized layer -> whether it runs on integers, and why.
+    """
 
     known: Mapping[str, Choice] = dataclasses.field(default_factory=dict[str, Choice])
     problems: dict[str, Problem] = dataclasses.field(default_factory=dict[str, Problem])
     made: dict[str, Choice] = dataclasses.field(default_factory=dict[str, Choice])
+    integer: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
     def choose(self, what: Hashable, problem: Problem) -> Choice:
         """The known choice for `what` (its text says all that matters), else the first candidate."""

@@ -55,7 +55,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     twins = Twins(graph, lambda value, parts: pointwise.gather(value, parts, kernels, twins))
     nodes = list(graph)
     position = {node: index for index, node in enumerate(nodes)}
-    regions = integer.find(nodes)
+    regions = integer.keep_fast(integer.find(nodes), kernels)
     integer.make_rest_float(graph, regions)
     taken = {node for region in regions.values() for node in region.nodes}
     attentions = attention.find(nodes)

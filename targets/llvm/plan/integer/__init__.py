@@ -15,6 +15,8 @@ from types import ModuleType
 import onnx_ir as ir
 
 from graphopt.targets.llvm.plan.integer import calls, pools
+from graphopt.targets.llvm.plan.integer.choose import precision
+from graphopt.targets.llvm.plan.integer.layers import Layer
 from graphopt.targets.llvm.plan.integer.region import Region
 from graphopt.targets.llvm.plan.integer.weights import WEIGHTED, make_float
 from graphopt.targets.llvm.plan.kernels import Kernels
@@ -45,6 +47,19 @@ def find(nodes: Sequence[ir.Node]) -> dict[ir.Node, Found]:
             taken.update(region.nodes)
             found[region.nodes[-1]] = Found(region, family)
     return found
+
+
+def keep_fast(found: dict[ir.Node, Found], kernels: Kernels) -> dict[ir.Node, Found]:
+    """`found` without the layers that are faster in float; the account of each layer goes to the choices' notes."""
+    kept: dict[ir.Node, Found] = {}
+    for last, item in found.items():
+        worth = True
+        if isinstance(item.region, Layer):
+            worth, account = precision(item.region, kernels)
+            kernels.choices.integer[str(item.region.nodes[0].name)] = account
+        if worth:
+            kept[last] = item
+    return kept
 
 
 def make_rest_float(graph: ir.Graph, found: dict[ir.Node, Found]) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise
-from graphopt.targets.llvm.kernels.contract import Contraction
 from graphopt.targets.llvm.plan.integer.layers import Layer, find
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Dim, Twins, image, replace
@@ -20,7 +18,7 @@ __all__ = ["emit", "find"]
 def emit(layer: Layer, kernels: Kernels, twins: Twins) -> None:
     """Put the kernel call in front of the layer's last node."""
     p = layer.problem
-    packed, symbol = _depthwise(layer, kernels) if is_depthwise(p) else _contraction(layer, kernels)
+    packed, symbol = _depthwise(layer, kernels) if contract.is_depthwise(p) else _contraction(layer, kernels)
     dtype = ir.DataType.FLOAT if layer.finish.range is None else ir.DataType.UINT8
     if p.rows is not None:
         inputs = [twins.first(layer.x), *packed]
@@ -40,12 +38,6 @@ def emit(layer: Layer, kernels: Kernels, twins: Twins) -> None:
     called = call(symbol, inputs, dims, layer.nodes[-1], dtype)
     twins.insert(called)
     twins.set(layer.value, twins.shaped(called.outputs[0], shape.last, layer.value))
-
-
-def is_depthwise(p: Contraction) -> bool:
-    """Whether the float32 form of a depthwise convolution gives the integer sums."""
-    c = p.conv
-    return c.group == c.ci == c.co > 1 and math.prod(c.kernel) <= depthwise.EXACT
 
 
 def _contraction(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:

@@ -125,8 +125,7 @@ def test_dense_of_open_rows(variant, rows, k, co):
         np.testing.assert_array_equal(got, want)
 
 
-def test_long_epilogue_of_a_tile_equals_the_short_one():
-    """A formula that is applied in a loop over the tile's rows, by way of a copy of the accumulators."""
+def test_formula_between_accumulators_and_result():
     cpu, isa = isa_of("native")
     rng = np.random.default_rng(0)
     conv = Conv(1, 5, 9, 8, 21, (3, 3), pads=(1, 1, 1, 1))

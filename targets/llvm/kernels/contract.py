@@ -282,5 +282,4 @@ class _Product:
             lambda i, j, offset: [position + column + i, g * each + (block + j) * lanes + offset],
             lambda value, at, width: self.finish(value, self.m, self.r, at, width),
             self.y,
-            apart=self.finish.formula.long,
         )

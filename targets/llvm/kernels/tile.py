@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from graphopt.targets.llvm.kernels.arithmetic import FLOAT, Arithmetic
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, load, loop, pieces, registers, splat, store, vectors
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, load, loop, pieces, splat, store, vectors
 
 LOAD, FURTHER = 0.25, 0.03  # see `price`
 
@@ -133,9 +133,6 @@ class Accumulators:
         the tile is stored, in a loop over its rows: less code where finishing takes many instructions.
         """
         apart = apart and self.shape.rows > 1
-        if apart and out.dtype != self.arithmetic.dtype:
-            self._write_from_copy(counts, to, finish, out)
-            return
         runs = [(j, *run) for j, count in enumerate(counts) for run in pieces(count, self.isa.lanes)]
         for i in range(self.shape.rows):
             for j, offset, width in runs:
@@ -146,20 +143,6 @@ class Accumulators:
                 for j, offset, width in runs:
                     place = to(i, j, offset)
                     store(out, finish(load(out, place, width), place, width), place, width)
-
-    def _write_from_copy(
-        self, counts: Sequence[int], to: Place, finish: Callable[[Expr, list[Expr], int], Expr], out: Any
-    ) -> None:
-        """`write` apart, by way of a copy of the tile, as `out` has another type."""
-        copy = registers(self.shape.rows * self.shape.cols * self.isa.lanes, self.arithmetic.dtype)
-        for i in range(self.shape.rows):
-            for j in range(self.shape.cols):
-                store(copy, self.vector(i, j), [(i * self.shape.cols + j) * self.isa.lanes], self.isa.lanes)
-        with loop(self.shape.rows) as i:
-            for j, count in enumerate(counts):
-                for offset, width in pieces(count, self.isa.lanes):
-                    place, at = to(i, j, offset), (i * self.shape.cols + j) * self.isa.lanes + offset
-                    store(out, finish(load(copy, [at], width), place, width), place, width)
 
     def read(self, source: Any, counts: Sequence[int], place: Place) -> None:
         """Set the accumulators to what `write` stored without finishing."""

@@ -18,8 +18,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphopt.api import compile, load, optimize
-    from graphopt.artifact import Executable
+    from graphopt.api import compile, export, optimize
+    from graphopt.artifact import Executable, load
     from graphopt.base import EXACT, LOSSY, Context, Pass, Preserves, Program, Report, Target, tolerance
     from graphopt.errors import GraphoptError
 
@@ -37,6 +37,7 @@ __all__ = [
     "Report",
     "Target",
     "compile",
+    "export",
     "load",
     "optimize",
     "tolerance",
@@ -44,7 +45,8 @@ __all__ = [
 
 _HOMES = {
     "compile": "graphopt.api",
-    "load": "graphopt.api",
+    "export": "graphopt.api",
+    "load": "graphopt.artifact",
     "optimize": "graphopt.api",
     "Executable": "graphopt.artifact",
     "GraphoptError": "graphopt.errors",

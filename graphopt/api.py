@@ -1,4 +1,4 @@
-"""The three functions most programs need: `optimize`, `compile`, `load`."""
+"""What most programs need: `optimize`, `compile`, `export`; `load` is in `graphopt.artifact`, which needs no ONNX."""
 
 from __future__ import annotations
 
@@ -67,17 +67,6 @@ def compile(
     before = open_model(model, dims)
     result = run_pipeline(before, pipeline, calibration=calibration, seed=seed, verify=verify)
     return compile_result(before, result, target, seed=seed)
-
-
-def load(path: str | Path, threads: int | None = None) -> Executable:
-    """Open an artifact: ``load("model.gopt").run({"input": array})``. Load only artifacts you trust.
-
-    Raises:
-        ArtifactError: damaged, of an unknown version, or for a machine that this one is not.
-    """
-    from graphopt import artifact
-
-    return artifact.load(path, threads=threads)
 
 
 def export(artifact: str | Path, folder: str | Path, *, name: str = "model") -> dict[str, Any]:

@@ -63,14 +63,20 @@ def pack(file: BinaryIO, members: Mapping[str, Content], manifest: Callable[[Map
         _append(archive, file, MANIFEST, content(manifest(digests)))
         archive.comment = _SEAL + b"0" * 64
     file.flush()
-    file.seek(0)
     end = os.fstat(file.fileno()).st_size - 64
+    seal = _digest(file, end)
+    file.seek(end)
+    file.write(seal)
+    file.flush()
+
+
+def _digest(file: BinaryIO, end: int) -> bytes:
+    """The SHA-256 of the first `end` bytes of `file`, in hexadecimal."""
+    file.seek(0)
     seal = hashlib.sha256()
     for start in range(0, end, 1 << 20):
         seal.update(file.read(min(1 << 20, end - start)))
-    file.seek(end)
-    file.write(seal.hexdigest().encode())
-    file.flush()
+    return seal.hexdigest().encode()
 
 
 def _append(archive: zipfile.ZipFile, file: BinaryIO, name: str, member: Content) -> Digest:
@@ -104,7 +110,7 @@ class Container:
         except (ValueError, OSError) as error:
             raise ArtifactError(f"{name} can't be read as a .gopt file: {error}.") from error
         self.data = memoryview(self._map)
-        self._check_seal()
+        self._check_seal(file)
         file.seek(0)
         try:
             with zipfile.ZipFile(file) as archive:
@@ -112,7 +118,8 @@ class Container:
         except (zipfile.BadZipFile, struct.error, ValueError, OSError) as error:
             raise ArtifactError(f"{name} is not a zip file that graphopt wrote: {error}.") from error
 
-    def _check_seal(self) -> None:
+    def _check_seal(self, file: BinaryIO) -> None:
+        """The digest is taken of the file as it is read, not of the map: pages that nobody uses stay out of memory."""
         head, seal = bytes(self.data[:4]), bytes(self.data[-_SEAL_LENGTH:])
         if head != _ZIP_MAGIC:
             raise ArtifactError(f"{self.name} is not a .gopt file: `graphopt compile` writes one from an ONNX model.")
@@ -121,7 +128,7 @@ class Container:
                 f"{self.name} is cut short, or is a zip file that graphopt did not write: its seal is missing. "
                 "Copy it again from where it was made, or compile the model again."
             )
-        if _SEAL + hashlib.sha256(self.data[:-64]).hexdigest().encode() != seal:
+        if _SEAL + _digest(file, len(self.data) - 64) != seal:
             raise ArtifactError(
                 f"{self.name} is damaged: its bytes are not those that were written (SHA-256 differs), so nothing of "
                 "it was loaded. Copy it again from where it was made, or compile the model again."

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import pytest
 
 import graphopt.artifact as artifact
-from graphopt.artifact import checks
+from graphopt.artifact import checks, container
 from graphopt.artifact.manifest import TensorSpec
 from graphopt.base import Program
 from graphopt.errors import ArtifactError, DataError, UsageError
@@ -280,7 +281,7 @@ import sys
 for name in ("onnx", "onnx_ir", "onnxruntime", "onnxscript"):
     sys.modules[name] = None
 import numpy as np
-from graphopt.artifact import load
+from graphopt import load
 with load({str(path)!r}) as net:
     print(net(np.ones((1, 8), np.float32))[0].shape, net.report["passes"])
 maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
@@ -290,6 +291,19 @@ assert "tvm" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "(1, 64) ['fold']\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_parts_of_the_file_that_nobody_uses_stay_out_of_memory(tmp_path):
+    """Opening verifies all bytes and leaves no page of the map behind."""
+    place = tmp_path / "large"
+    with open(place, "w+b") as file:
+        container.pack(file, {"a": container.content(bytes(1 << 25))}, lambda _: b"{}")
+        opened = container.Container(file, "large")
+    entry = Path("/proc/self/smaps").read_text().split(str(place))[1]
+    resident = next(int(line.split()[1]) for line in entry.splitlines() if line.startswith("Rss:"))
+    assert resident < 1 << 10  # KiB; the file has 32 MiB
+    assert len(opened.read("a")) == 1 << 25
 
 
 def test_a_gpu_artifact_without_a_gpu_says_so(tmp_path, program, weights):

@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from graphopt import api, oracle
+from graphopt.artifact import load, read, write
+from graphopt.base import Context
 from graphopt.cli.app import app
-from graphopt.errors import LoweringError, UsageError
+from graphopt.errors import ArtifactError, LoweringError, UsageError
 from graphopt.graph import bind_dims, save
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.static import export
@@ -168,3 +170,14 @@ def test_export_of_an_artifact_by_the_command_line(tmp_path):
     assert "int net_run(" in (tmp_path / "c" / "net.h").read_text()
     with pytest.raises(UsageError, match="C names"):
         api.export(tmp_path / "m.gopt", tmp_path / "c", name="a-b")
+
+
+@emulated
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this is one")
+def test_an_artifact_for_aarch64_is_made_and_refused_elsewhere(tmp_path):
+    model = from_text('<ir_version: 10, opset_import: ["": 20]> g (float[1, 8] x) => (float[1, 8] y) { y = Relu(x) }')
+    program = Llvm(mcpu="neoverse-n1", threads=1).build(model, Context())
+    place = write(tmp_path / "m.gopt", program, target="llvm", before=model, after=model, report={})
+    assert "neon" in read(place).manifest.cpu_features
+    with pytest.raises(ArtifactError, match="on aarch64"):
+        load(place)

@@ -24,7 +24,7 @@ from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, i64, load, l
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 MANY = 1 << 20  # rows that an open number of them counts as
-INNER = 2048  # longest block of the inner dimension: a few rows of it fill an L1 cache of 48 KiB
+INNER = 1024  # longest block of the inner dimension: a few rows of it fill an L1 cache of 48 KiB
 RESIDENT = 3 << 18  # bytes of weights that stay in the L2 cache from block to block of rows
 TILES = 8  # of rows in a block, when they do
 ROWS = 1 << 20  # bytes of rows in a block, when they don't
@@ -154,8 +154,12 @@ class _Panels:
         acc = tile.Accumulators(shape, self.isa, lambda j: load(self.b, [(block + j) * lanes], lanes))
         if start:
             acc.read(self.y, counts, lambda i, j, offset: [row + i, (block + j) * lanes + offset])
-        self._steps(acc, row, block, start, stop, ahead or [])
         last = stop == g.k
+        if last and self.residual is not None:  # it was written long ago, and waits in a farther cache
+            for i in range(shape.rows):
+                for j in range(shape.cols):
+                    prefetch(self.residual, [row + i, (block + j) * lanes])
+        self._steps(acc, row, block, start, stop, ahead or [])
         acc.write(
             counts,
             lambda i, j, offset: [row + i, (block + j) * lanes + offset],

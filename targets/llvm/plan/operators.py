@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphopt.targets.llvm.plan import phases, reductions, resample, softmaxes
+from graphopt.targets.llvm.plan import phases, recurrent, reductions, resample, softmaxes
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins
 
@@ -23,5 +23,7 @@ def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
     """Compute `node` by a kernel if there is one; says whether."""
     if (node.domain, node.op_type) == phases.OPERATOR:
         return phases.emit(node, kernels, twins)
+    if (node.domain, node.op_type) == recurrent.OPERATOR:
+        return recurrent.emit(node, kernels, twins)
     planned = EMIT.get(node.op_type)
     return node.domain == "" and planned is not None and planned(node, kernels, twins)

@@ -16,6 +16,7 @@ from graphopt.targets.llvm.plan import (
     operators,
     phases,
     pointwise,
+    recurrent,
     rows,
     shuffle,
     through,
@@ -45,6 +46,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     carry(model)
     hoist(model.graph)
     sink(model)
+    recurrent.split(model, cpu.lanes)
     find_norms(model)
     spell(model)
     simplify(model)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphopt.targets.llvm.plan import phases, recurrent, reductions, resample, softmaxes
+from graphopt.targets.llvm.plan import batched, gathers, phases, recurrent, reductions, resample, rms, softmaxes
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins
 
@@ -16,14 +16,17 @@ EMIT: dict[str, Emit] = {
     **dict.fromkeys(reductions.OPS, reductions.emit),
     **dict.fromkeys(("Softmax", "LogSoftmax"), softmaxes.emit),
     **dict.fromkeys(("Resize", "Pad"), resample.emit),
+    "Gather": gathers.emit,
+    "MatMul": batched.emit,
 }
+OWN: dict[tuple[str, str], Emit] = {kind.OPERATOR: kind.emit for kind in (phases, recurrent, rms)}
+"""Operators that the plan itself puts in for others."""
 
 
 def emit(node: ir.Node, kernels: Kernels, twins: Twins) -> bool:
     """Compute `node` by a kernel if there is one; says whether."""
-    if (node.domain, node.op_type) == phases.OPERATOR:
-        return phases.emit(node, kernels, twins)
-    if (node.domain, node.op_type) == recurrent.OPERATOR:
-        return recurrent.emit(node, kernels, twins)
+    planned = OWN.get((node.domain, node.op_type))
+    if planned is not None:
+        return planned(node, kernels, twins)
     planned = EMIT.get(node.op_type)
     return node.domain == "" and planned is not None and planned(node, kernels, twins)

@@ -30,6 +30,7 @@ from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, image, replace
 from graphopt.targets.llvm.plan.norms import find_norms
+from graphopt.targets.llvm.plan.rms import find_rms_norms
 from graphopt.targets.llvm.plan.simplify import simplify
 from graphopt.targets.llvm.plan.sink import sink
 from graphopt.targets.llvm.plan.spelled import spell
@@ -48,6 +49,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     sink(model)
     recurrent.split(model, cpu.lanes)
     find_norms(model)
+    find_rms_norms(model)
     spell(model)
     simplify(model)
     phases.split(model)

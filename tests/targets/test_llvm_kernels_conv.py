@@ -267,6 +267,8 @@ def test_long_lines(ci: int, co: int, kernel: int, stride: int, pads: tuple[int,
         (8, 8, (3, 39), (1, 1), (1, 19, 1, 19), (5, 43)),
         (1, 3, (5, 11), (2, 3), (2, 5, 2, 4), (9, 37)),
         (2, 1, (1, 15), (1, 2), (0, 7, 0, 0), (3, 30)),
+        (1, 1, (1, 256), (1, 2), (0, 3, 0, 0), (1, 350)),
+        (3, 5, (1, 300), (1, 1), (0, 0, 0, 9), (1, 330)),
         (5, 24, (2, 21), (1, 1), (1, 0, 0, 3), (4, 25)),
     ],
 )
@@ -287,6 +289,17 @@ def test_few_channels_several_columns_in_a_vector(ci, co, kernel, strides, pads,
         mcpu=mcpu,
         w=weights(co, ci, kh, kw),
         b=weights(co, 1).reshape(-1),
+    )
+
+
+def test_convolutions_of_other_strides_share_weights_and_not_how_they_are_packed():
+    assert [beside.columns(Conv(1, 1, 1000, 1, 1, (1, 256), (1, s)), 16) for s in (1, 2)] == [16, 16]
+    check(
+        """g (float[1,1,1,1000] x, float[1,1,1,256] w) => (float[1,1,1,745] y, float[1,1,1,373] z) {
+            y = Conv(x, w)
+            z = Conv<strides = [1, 2]>(x, w)
+        }""",
+        w=weights(1, 1, 1, 256),
     )
 
 

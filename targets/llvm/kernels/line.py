@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels import conv, tile
+from graphopt.targets.llvm.kernels import beside, conv, tile
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, scratch, splat, store
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
@@ -40,24 +40,27 @@ def make(
 
     `shape`: a tile in place of the one chosen here.
     """
-    blocks, inner = -(-c.co // isa.lanes), c.kernel[1] * c.ci
-    step, shape = _block(inner), shape or tile.choose(c.ow, blocks, isa)
+    p = beside.columns(c, isa.lanes)
+    k = beside.wide(c, p)
+    blocks, inner = -(-k.co // isa.lanes), k.kernel[1] * c.ci
+    step, shape = _block(inner), shape or tile.choose(c.ow // p, blocks, isa)
     with function(name) as (f, made):
         x = f.argument("x", [c.n, 1, c.w, c.ci])
         w = f.argument("w", [blocks, inner, isa.lanes])
         b = f.argument("b", [blocks * isa.lanes])
         residual = f.argument("r", [c.n, 1, c.ow, c.co]) if epilogue.residual else None
         y = f.argument("y", [c.n, 1, c.ow, c.co])
-        x = f.matrix(x, [c.n, 1, c.w * c.ci])
-        padded = scratch([1, (c.pads[1] + c.w + c.pads[3]) * c.ci])
+        x, y = f.matrix(x, [c.n, 1, c.w * c.ci]), f.matrix(y, [c.n, 1, c.ow * c.co])
+        residual = None if residual is None else f.matrix(residual, [c.n, 1, c.ow * c.co])
+        padded = scratch([1, (k.pads[1] + k.w + k.pads[3]) * k.ci])
         with loop(f.dim(c.n)) as n:
-            _pad(c, isa, x, padded, n)
-            product = _Product(c, isa, epilogue, shape, step, padded, w, b, residual, y, n)
+            _pad(k, isa, x, padded, n)
+            product = _Product(k, c.ow // p, c.ow % p * c.co, isa, epilogue, shape, step, padded, w, b, residual, y, n)
             count = inner // step
             product.emit(0, count == 1, parallel)
             if count > 2:
-                with loop(count - 1, start=1) as k:  # all but the first and the last
-                    product.emit(k, False, parallel)
+                with loop(count - 1, start=1) as i:  # all but the first and the last
+                    product.emit(i, False, parallel)
             if count > 1:
                 product.emit(count - 1, True, parallel)
     return made[0]
@@ -79,9 +82,11 @@ def _pad(c: Conv, isa: Isa, x: Any, padded: Any, n: Expr) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Product:
-    """The product for one line."""
+    """The product for one line made wide (see `beside`): `columns` whole ones, and one with `part` channels or none."""
 
     c: Conv
+    columns: int
+    part: int
     isa: Isa
     epilogue: Epilogue
     shape: tile.Shape
@@ -97,28 +102,32 @@ class _Product:
         """Block `k` of the inner dimension: all panels of columns, each over all rows."""
         c, (rows, cols) = self.c, (self.shape.rows, self.shape.cols)
         blocks, whole = -(-c.co // self.isa.lanes), c.co // self.isa.lanes // cols
-        tiles, rest = c.ow // rows, c.ow % rows
+        tiles, rest = self.columns // rows, self.columns % rows
         if whole:
             with loop(tiles * whole, parallel=parallel) as p:
                 self._tile(p % tiles * rows, p // tiles * cols, self.shape, k, last)
             if rest:
                 with loop(whole, parallel=parallel) as p:
-                    self._tile(c.ow - rest, p * cols, tile.Shape(rest, cols), k, last)
+                    self._tile(self.columns - rest, p * cols, tile.Shape(rest, cols), k, last)
         for first in range(whole * cols, blocks, cols):
             some = min(cols, blocks - first)
             with loop(tiles, parallel=parallel) as t:
                 self._tile(t * rows, first, tile.Shape(rows, some), k, last)
             if rest:
-                self._tile(c.ow - rest, first, tile.Shape(rest, some), k, last)
+                self._tile(self.columns - rest, first, tile.Shape(rest, some), k, last)
+        if self.part:
+            self._tile(self.columns, 0, tile.Shape(1, -(-self.part // self.isa.lanes)), k, last, self.part)
 
-    def _tile(self, row: Expr, block: Expr, shape: tile.Shape, k: Expr, last: bool) -> None:
+    def _tile(
+        self, row: Expr, block: Expr, shape: tile.Shape, k: Expr, last: bool, channels: int | None = None
+    ) -> None:
         c, lanes = self.c, self.isa.lanes
-        blocks, stride = -(-c.co // lanes), c.strides[1] * c.ci
-        partial = isinstance(block, int) and block + shape.cols == blocks
-        counts = [*[lanes] * (shape.cols - 1), c.co - (blocks - 1) * lanes if partial else lanes]
+        channels, stride = channels or c.co, c.strides[1] * c.ci
+        partial = isinstance(block, int) and block + shape.cols == -(-channels // lanes)
+        counts = [*[lanes] * (shape.cols - 1), (channels - 1) % lanes + 1 if partial else lanes]
 
         def place(i: int, j: int, offset: int) -> list[Expr]:
-            return [self.n, 0, row + i, (block + j) * lanes + offset]
+            return [self.n, (row + i) * c.co + (block + j) * lanes + offset]
 
         acc = tile.Accumulators(shape, self.isa, lambda j: load(self.b, [(block + j) * lanes], lanes))
         if not (isinstance(k, int) and k == 0):

@@ -88,7 +88,7 @@ def convolution(c: Conv, isa: Isa) -> list[Candidate]:
     if is_product(c):
         return product(gemm.Gemm((c.n, c.h, c.w), c.ci, c.co), isa)
     along_line = line.applies(c)
-    p = 1 if along_line else beside.columns(c, isa.lanes)
+    p = beside.columns(c, isa.lanes)
     k = beside.wide(c, p)
     inner, blocks = k.ci // k.group * math.prod(k.kernel), math.ceil(k.co // k.group / isa.lanes)
     found = _tiled("line" if along_line else "direct", c.oh * c.group, c.ow // p, blocks, inner, k.co * inner, isa)

@@ -156,7 +156,7 @@ def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> tuple[
     assert weight is not None
     w, b = _oriented(node), None if bias is None else constant_array(bias)
     lanes, group = kernels.isa.lanes, c.group
-    p = beside.columns(c, lanes) if how.algorithm == "direct" else 1
+    p = beside.columns(c, lanes) if how.algorithm in ("direct", "line") else 1
 
     def pack() -> np.ndarray:
         match how.algorithm:
@@ -165,7 +165,7 @@ def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> tuple[
             case "gemm":
                 return gemm.pack(w[:, :, 0, 0].T, lanes)
             case "line":
-                return line.pack(w, lanes)
+                return line.pack(beside.widen(w, p, c.strides[1]), lanes)
             case "direct":
                 return conv.pack(beside.widen(w, p, c.strides[1]), lanes, group)
             case _:
@@ -173,7 +173,8 @@ def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> tuple[
 
     if how.algorithm == "depthwise":
         lanes, group = 1, 1
-    packed = kernels.constant((how.algorithm, weight, lanes, group, p), f"{weight.name}_packed", pack)
+    moved = c.strides[1] if p > 1 else 0
+    packed = kernels.constant((how.algorithm, weight, lanes, group, p, moved), f"{weight.name}_packed", pack)
     key, repeated = ("bias", bias, c.co, lanes, group, p), None if b is None else np.tile(b, p)
     return packed, kernels.constant(
         key, f"{weight.name}_bias", lambda: conv.pack_bias(repeated, c.co * p, lanes, group)

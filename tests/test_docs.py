@@ -93,9 +93,13 @@ def test_the_commands_of_the_readme(workplace, tmp_path: Path):
 
 
 def test_the_commands_of_the_quantization_page(workplace, tmp_path: Path):
-    (example,) = blocks(DOCS / "quantization.md", "")
-    for line in example.splitlines():
-        assert workplace(line)
+    from graphopt.models.digits import data
+
+    images, labels = data()
+    np.savez(tmp_path / "labelled.npz", image=images[:100], labels=labels[:100])
+    for example in blocks(DOCS / "quantization.md", ""):
+        for line in example.splitlines():
+            assert workplace(line)
     names = ("model", "int8", "dynamic", "small", "again")
     sizes = {name: (tmp_path / f"{name}.onnx").stat().st_size for name in names}
     assert sizes["small"] < sizes["int8"] < 0.4 * sizes["model"]

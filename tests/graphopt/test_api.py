@@ -21,7 +21,7 @@ def test_the_public_names_are_these():
     """Adding a name is a promise, and removing one breaks users: change this list with the CHANGELOG."""
     assert graphopt.__all__ == [
         "EXACT", "LOSSY", "Context", "Executable", "GraphoptError", "Pass", "Preserves", "Program", "Report", "Target",
-        "compile", "load", "optimize", "tolerance",
+        "compile", "export", "load", "optimize", "tolerance",
     ]  # fmt: skip
     for name in graphopt.__all__:
         assert getattr(graphopt, name).__doc__ or name in ("EXACT", "LOSSY")
@@ -35,6 +35,7 @@ def test_the_public_names_are_these():
         (graphopt.optimize, "model, pipeline='', *, calibration=None, seed=0, dims=None, verify=True"),
         (graphopt.compile, "model, target='llvm', pipeline='', *, calibration=None, seed=0, dims=None, verify=True"),
         (graphopt.load, "path, threads=None"),
+        (graphopt.export, "artifact, folder, *, name='model'"),
         (graphopt.Executable.run, "self, inputs"),
         (graphopt.Executable.save, "self, path"),
         (graphopt.Executable.__call__, "self, *arrays"),

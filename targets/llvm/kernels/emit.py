@@ -49,6 +49,10 @@ class Function:
         """A buffer argument; strings in `shape` are symbolic dimensions."""
         return T.arg(name, T.buffer([self.dim(d) for d in shape], dtype))
 
+    def view(self, whole: Any, shape: Sequence[Expr]) -> Any:
+        """The buffer `whole` with other dimensions. After all arguments."""
+        return T.decl_buffer([i64(d) for d in shape], whole.dtype, data=whole.data)
+
     def matrix(self, whole: Any, shape: Sequence[int | str]) -> Any:
         """The buffer `whole` of `shape` seen as a matrix: all dimensions but the last are one. After all arguments."""
         return T.decl_buffer([i64(self.product(shape[:-1])), self.dim(shape[-1])], whole.dtype, data=whole.data)

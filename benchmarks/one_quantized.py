@@ -46,6 +46,8 @@ def measure(reference: ReferenceModel, recipe: str, against: list[str], threads:
             their_model = None
             row["onnxruntime_error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     row |= _accuracy(reference, {"float": plain, "quantized": result.model, "onnxruntime_quantized": their_model})
+    if not seconds:
+        return row
     return row | _speed(model, recipe, batches, their_model, example, against, threads, seconds)
 
 

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--pipeline", action="append", default=[], help="a recipe given as a pipeline; repeatable")
     parser.add_argument("--vs", action="append", default=[], choices=["openvino"], help="another rival; repeatable")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure a row")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure a row; 0: no speed")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds after which a row is given up")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--out", type=Path, help="write rows, machine and versions to this .json; a plot beside it")

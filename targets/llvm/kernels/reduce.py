@@ -8,6 +8,7 @@ total: the error of a sum grows with its length (N. Higham, "The accuracy of flo
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -29,7 +30,6 @@ from graphopt.targets.llvm.kernels.emit import (
 
 Op = Literal["Sum", "Mean", "Max", "Min", "SumSquare", "L1", "L2"]
 Size = int | str
-LARGEST = 3.4028234663852886e38
 WAYS, BLOCK = 4, 256
 
 
@@ -127,7 +127,7 @@ def _across(p: Reduce, x: Any, y: Any, place: list[Expr], lanes: int, ways: int)
 
 
 def _first(op: Op) -> float:
-    return {"Max": -LARGEST, "Min": LARGEST}.get(op, 0.0)
+    return {"Max": -math.inf, "Min": math.inf}.get(op, 0.0)
 
 
 def _combine(op: Op, a: Expr, b: Expr) -> Expr:

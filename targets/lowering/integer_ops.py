@@ -35,6 +35,15 @@ def expand_integer_ops(model: ir.Model) -> None:
     _widen(model)
 
 
+def expand_dynamic(model: ir.Model) -> bool:
+    """Rewrite every DynamicQuantizeLinear of the main graph in place; says whether there was one."""
+    found = [node for node in model.graph if node.domain == "" and node.op_type == "DynamicQuantizeLinear"]
+    for node in found:
+        _dynamic(node)
+        model.graph.remove(node, safe=True)
+    return bool(found)
+
+
 def _conv_integer(node: ir.Node) -> bool:
     """In int32: Conv of the differences from the zero points."""
     x, w = (_difference(node, index, index + 2) for index in (0, 1))

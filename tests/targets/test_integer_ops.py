@@ -227,3 +227,24 @@ def test_other_cpus_get_kernels_too(mcpu):
     model = network([(1, 19, 7, 3), (1, 19, 7, 3)], body, "uint8[1,19,7,3]", [(0.02, 120), (0.03, 1), (0.013, 7)])
     canonical = canonicalise(model.clone())
     assert plan(canonical, resolve(mcpu), parallel=False)
+
+
+def test_run_time_quantization_runs_on_the_integer_kernels():
+    """MatMulInteger, with the zero point that DynamicQuantizeLinear finds, and weights with one of their own."""
+    rng = np.random.default_rng(2)
+    model = from_text(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[N,7,300] x, int8[300,21] w, int8 zw, float[21] sw) => (float[N,7,21] y) {
+            q, s, z = DynamicQuantizeLinear(x)
+            p = MatMulInteger(q, w, z, zw) f = Cast<to=1>(p) u = Mul(s, sw) y = Mul(f, u)
+        }""",
+        w=rng.integers(-100, 100, (300, 21)).astype(np.int8), zw=np.int8(3),
+        sw=rng.uniform(0.01, 0.02, 21).astype(np.float32),
+    )  # fmt: skip
+    kernels, left = planned(model)
+    assert "integer_dense" in kernels
+    assert not {"MatMulInteger", "MatMul"} & set(left)
+    for x in (rng.standard_normal((2, 7, 300)), np.zeros((1, 7, 300)), rng.uniform(2, 3, (3, 7, 300))):
+        feeds = {"x": x.astype(np.float32)}
+        want = oracle.run(model, feeds)["y"]
+        np.testing.assert_allclose(run(model, feeds), want, rtol=1e-6, atol=1e-6 * np.abs(want).max())

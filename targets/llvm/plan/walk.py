@@ -25,6 +25,7 @@ from graphopt.targets.llvm.plan import (
 from graphopt.targets.llvm.plan.choice import Choices
 from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.integer.carry import carry
+from graphopt.targets.llvm.plan.integer.dynamic import plan_dynamic
 from graphopt.targets.llvm.plan.integer.order import hoist
 from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.kernels import Kernels
@@ -43,6 +44,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     `model` must be canonical (see `targets/lowering`), with shapes inferred. `choices` between kernels that are known
     are kept to; the others are noted there.
     """
+    plan_dynamic(model)
     make_unsigned(model)
     carry(model)
     hoist(model.graph)

@@ -287,3 +287,23 @@ def test_what_has_no_such_form_is_refused_by_name():
     )  # fmt: skip
     with pytest.raises(LoweringError, match="MatMulNBits"):
         lower(model)
+
+
+@pytest.mark.parametrize("kind", ["uint4-block", "int4-block", "int8-row", "uint8-row", "int4-column", "uint8-tensor"])
+def test_rows_of_quantized_tables_are_taken_before_they_are_dequantized(kind):
+    dtype, how = kind.split("-")
+    numpy = np.dtype(getattr(ml_dtypes, dtype)) if "4" in dtype else np.dtype(dtype)
+    low, high = {"uint4": (0, 16), "int4": (-8, 8), "uint8": (0, 256), "int8": (-128, 128)}[dtype]
+    shape = {"block": (400, 2), "row": (400,), "column": (64,), "tensor": ()}[how]
+    attributes = {"block": "<axis=1, block_size=32>", "row": "<axis=0>", "column": "<axis=1>", "tensor": ""}[how]
+    dims = str(list(shape)) if shape else ""
+    model = model_of(
+        f"""({dtype}[400,64] t, float{dims} s, {dtype}{dims} z, int64[N,5] rows) => (float[N,5,64] y) {{
+            d = DequantizeLinear{attributes}(t, s, z) y = Gather(d, rows) }}""",
+        opset=21, t=RNG.integers(low, high, (400, 64)).astype(numpy), s=scale(*shape),
+        z=RNG.integers(low, high, shape).astype(numpy),
+    )  # fmt: skip
+    lowered = lower(model)
+    packed = 400 * 64 // (2 if "4" in dtype else 1)
+    assert sum(a.nbytes for a in lowered.weights.values()) <= packed + 4 * 400 * 3
+    same(model, {"rows": RNG.integers(0, 400, (3, 5))}, rtol=1e-6)

@@ -1,0 +1,111 @@
+"""Weights of 4 and 8 bits under float activations: as in onnxruntime, and as small in the artifact as in the model."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from graphopt import oracle
+from graphopt.artifact import assemble
+from graphopt.base import Context
+from graphopt.targets.llvm import Llvm
+from graphopt.targets.llvm.cpu import resolve
+from graphopt.targets.llvm.plan import plan
+from graphopt.targets.lowering.canonical import canonicalise
+from graphopt.testing import from_text
+
+EXAMPLES = settings(
+    phases=[Phase.explicit, Phase.generate], max_examples=8, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+RANGES = {"int4": (-8, 8), "uint4": (0, 16), "int8": (-128, 128), "uint8": (0, 256)}
+
+
+def dense(dtype, k, n, block, zeros, transposed, rows="N,3", seed=0):
+    """Relu(x W + b) with W [K, N] in blocks along K, or by column where `block` is 0; as Gemm with W [N, K] too."""
+    rng = np.random.default_rng(seed)
+    low, high = RANGES[dtype]
+    numpy = np.dtype(getattr(ml_dtypes, dtype)) if "4" in dtype else np.dtype(dtype)
+    along = (-(-k // block), n) if block else (n,)
+    axis = 0 if block else 1
+    w = rng.integers(low, high, (k, n))
+    s = rng.uniform(0.01, 0.02, along).astype(np.float32)
+    z = rng.integers(low, high, along) if zeros else np.zeros(along)
+    if transposed:
+        w, axis = w.T, 1 - axis
+        s, z = (s.T, z.T) if block else (s, z)
+        rows = "N"
+    dims = ",".join(map(str, s.shape))
+    point = (f", {dtype}[{dims}] z", ", z") if zeros else ("", "")
+    product = "p = Gemm<transB=1>(x, d, b)" if transposed else "m = MatMul(x, d) p = Add(m, b)"
+    attributes = f"axis={axis}" + (f", block_size={block}" if block else "")
+    return from_text(
+        f"""<ir_version: 10, opset_import: ["": 21]>
+        g (float[{rows},{k}] x, {dtype}[{w.shape[0]},{w.shape[1]}] w, float[{dims}] s{point[0]}, float[{n}] b)
+        => (float[{rows},{n}] y) {{ d = DequantizeLinear<{attributes}>(w, s{point[1]}) {product} y = Relu(p) }}""",
+        w=np.ascontiguousarray(w).astype(numpy), s=np.ascontiguousarray(s), b=rng.standard_normal(n).astype(np.float32),
+        **({"z": np.ascontiguousarray(z).astype(numpy)} if zeros else {}),
+    )  # fmt: skip
+
+
+def kernels_of(model) -> list[str]:
+    canonical = canonicalise(model.clone())
+    plan(canonical, resolve("native"), parallel=False)
+    found = [str(n.attributes.get_string("symbol")) for n in canonical.graph if n.op_type == "CallPacked"]
+    return [symbol.rsplit("_", 1)[0] for symbol in found]
+
+
+def same(model, mcpu, counts=(1, 4, 9)) -> None:
+    program = Llvm(mcpu=mcpu, threads=1).build(model, Context())
+    rank, k = len(model.graph.inputs[0].shape), model.graph.inputs[0].shape[-1]
+    with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
+        for n in counts:
+            shape = (n, k) if rank == 2 else (n, 3, k)
+            feeds = {"x": np.random.default_rng(n).standard_normal(shape).astype(np.float32)}
+            want, got = oracle.run(model, feeds)["y"], executable.run(feeds)["y"]
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+@EXAMPLES
+@given(
+    st.sampled_from(list(RANGES)), st.integers(1, 150), st.integers(1, 70), st.sampled_from([0, 16, 32]),
+    st.booleans(), st.booleans(), st.sampled_from(["native", "x86-64-v3"]),
+)  # fmt: skip
+def test_products_of_any_shape(dtype, k, n, block, zeros, transposed, mcpu):
+    model = dense(dtype, k, n, block, zeros, transposed)
+    assert kernels_of(model) == ["few_bits"]
+    same(model, mcpu)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint8"])
+def test_a_block_larger_than_the_inner_dimension_and_one_that_splits_bytes(dtype):
+    same(dense(dtype, 20, 33, 32, True, False), "native")
+    odd = dense("int4", 21, 33, 7, True, False)
+    assert kernels_of(odd) != ["few_bits"], "two rows of a byte are of different blocks there"
+    same(odd, "native")
+
+
+def test_the_artifact_holds_four_bits():
+    model = dense("uint4", 512, 256, 32, True, False)
+    program = Llvm(threads=1).build(model, Context())
+    assert sum(a.nbytes for a in program.weights.values()) <= 512 * 256 // 2 + 2 * 4 * 16 * 256 + 4 * 256
+    assert kernels_of(model) == ["few_bits"]
+
+
+def test_matmul_nbits_uses_the_kernel_in_any_opset():
+    rng = np.random.default_rng(0)
+    model = from_text(
+        """<ir_version: 9, opset_import: ["": 17, "com.microsoft": 1]>
+        g (float[N,64] x, uint8[48,2,16] b, float[96] s) => (float[N,48] y) {
+            y = com.microsoft.MatMulNBits<K=64, N=48, bits=4, block_size=32>(x, b, s) }""",
+        b=rng.integers(0, 256, (48, 2, 16)).astype(np.uint8), s=rng.uniform(0.01, 0.02, 96).astype(np.float32),
+    )  # fmt: skip
+    assert kernels_of(model) == ["few_bits"]
+    same(model, "native")
+
+
+@pytest.mark.parametrize("mcpu", ["neoverse-n1", "x86-64-v2"])
+def test_other_cpus_have_it_too(mcpu):
+    canonical = canonicalise(dense("int4", 64, 48, 32, False, False))
+    assert next(iter(plan(canonical, resolve(mcpu), parallel=False))).startswith("few_bits")

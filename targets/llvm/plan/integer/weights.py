@@ -76,7 +76,7 @@ def make_float(graph: ir.Graph, node: ir.Node) -> None:
             scale, zero = (a[cut] if a.ndim else a for a in (scale, zero))
         else:
             scale, zero = _along(scale, q.ndim, axis), _along(zero, q.ndim, axis)
-        array = (q.astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale
+        array = (q.astype(np.float64) - zero.astype(np.float64)).astype(np.float32) * scale  # float8 too
         node.replace_input_with(index, add_constant(graph, f"{value.name}_float", array))
 
 

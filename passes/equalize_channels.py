@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 
 ROOM = 0.9
 """The share of a Clip's upper bound that a channel's calibrated peak may take."""
+DEAD = 1e-4
+"""Channels with a smaller share of the largest range stay: what they carry is their bias, which would grow."""
 SETTLED = 1e-3
 """Sweeps end when no factor differs from 1 by more."""
 
@@ -119,7 +121,7 @@ def _equalize(pair: Pair, arrays: dict[ir.Node, Array], total: Array, floor: Arr
     second = by_input(pair.second, arrays[pair.second])
     r1 = np.abs(first).reshape(len(first), -1).max(axis=1)
     r2 = np.abs(second).reshape(*second.shape[:2], -1).max(axis=2).reshape(-1)
-    alive = (r1 > 0) & (r2 > 0)
+    alive = (r1 > DEAD * r1.max()) & (r2 > DEAD * r2.max())
     s = np.where(alive, np.sqrt(np.where(alive, r1, 1.0) / np.where(alive, r2, 1.0)), 1.0)
     if floor is not None:
         s = np.where(floor <= 1, np.maximum(s * total, floor) / total, 1.0)

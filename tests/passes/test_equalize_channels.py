@@ -181,3 +181,13 @@ def test_one_scale_per_tensor():
         assert [constant_array(w.inputs[1]).shape for w in weights] == [()] * 3
         errors.append(np.square(oracle.run(after, feeds)["y"] - want).sum())
     assert errors[1] < errors[0] / 2
+
+
+def test_a_channel_that_is_all_bias_stays():
+    """BatchNorm folding leaves such ones: dividing their bias by a tiny factor would spoil the activations' scale."""
+    w1 = normal(6, 3, 3, 3)
+    w1[2] *= 1e-9
+    weights = {"b1": np.ones(6, np.float32), "w2": normal(6, 1, 3, 3), "b2": normal(6), "w3": normal(4, 3, 1, 1)}
+    after, _ = apply(EqualizeChannels(), from_text(HEAD + CHAIN, w1=w1, **weights))
+    conv = next(n for n in after.graph if n.op_type == "Conv")
+    assert constant_array(conv.inputs[2])[2] == 1

@@ -52,13 +52,19 @@ class Walk:
         live = [v for v in self._computed if self._needed(v, stop)]
         wanted = list(dict.fromkeys([*live, target]))
         fresh = [str(v.name) for v in wanted if (p := v.producer()) is not None and self._place[p] >= self._done]
-        part = segment(self._model, list(self.held[0]), fresh)
+        part = self._part(fresh)
         inputs = {str(v.name) for v in part.graph.inputs}
         session, names = Session(part), {str(v.name) for v in wanted}
         for i, held in enumerate(self.held):
             results = session.run({name: array for name, array in held.items() if name in inputs})
             self.held[i] = {name: array for name, array in {**held, **results}.items() if name in names}
         self._done = stop
+
+    def _part(self, outputs: Sequence[str]) -> ir.Model:
+        """What computes the values `outputs` from those held."""
+        graph = ir.convenience.extract(self._model.graph, list(self.held[0]), list(outputs))
+        graph.inputs[:] = [v for v in graph.inputs if v.uses()]
+        return ir.Model(graph, ir_version=self._model.ir_version, functions=list(self._model.functions.values()))
 
     def _needed(self, value: ir.Value, stop: int) -> bool:
         """Is `value` known before place `stop` and read at or after it?"""

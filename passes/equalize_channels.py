@@ -11,15 +11,11 @@ from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Pass, Preserves, Report, tolerance
 from graphopt.graph import add_constant, constant_array, remove_unused
-from graphopt.oracle import Session
 from graphopt.passes.batch_norm.reading import is_onnx
 from graphopt.passes.correct.pairs import Pair, by_input, by_output, find_pair
-from graphopt.progress import track
 
 Array = np.ndarray[Any, Any]
 
-ROOM = 0.9
-"""The share of a Clip's upper bound that a channel's calibrated peak may take."""
 DEAD = 1e-4
 """Channels with a smaller share of the largest range stay: what they carry is their bias, which would grow."""
 SETTLED = 1e-3
@@ -37,9 +33,8 @@ class EqualizeChannels(Pass):
     the range of the weights that make channel i and r2_i of those that read it, makes both ``sqrt(r1_i r2_i)``
     (Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, section 4.1). Chains,
     depthwise convolutions among them, are swept until nothing moves. Each layer must be read by the next one alone:
-    residual branches and outputs of the graph are left. A Clip from 0 (ReLU6) takes part with those channels whose
-    values on calibration data stay below 0.9 of its bound before and after; without calibration data it does not.
-    Runs after fold-batch-norm and before insert-qdq.
+    residual branches and outputs of the graph are left, and so is ReLU6: its bound would
+    not move with a channel. Runs after fold-batch-norm and before insert-qdq.
     """
 
     name: ClassVar[str] = "equalize-channels"
@@ -50,15 +45,14 @@ class EqualizeChannels(Pass):
     def apply(self, model: ir.Model, context: Context) -> Report:
         """Facts: `spread`, by first layer, the largest over the smallest range of its channels before and after."""
         report = Report()
-        pairs = _find(model.graph, context, report)
-        floors = _floors(model, pairs, context)
+        pairs = _find(model.graph, report)
         arrays = {node: _weight(node).copy() for pair in pairs for node in (pair.first, pair.second)}
         before = [_spread(by_output(pair.first, arrays[pair.first])) for pair in pairs]
         total = [np.ones(len(by_output(pair.first, arrays[pair.first]))) for pair in pairs]
         for _ in range(self.sweeps):
             moved = 0.0
-            for pair, factors, floor in zip(pairs, total, floors, strict=True):
-                moved = max(moved, _equalize(pair, arrays, factors, floor))
+            for pair, factors in zip(pairs, total, strict=True):
+                moved = max(moved, _equalize(pair, arrays, factors))
             if moved < SETTLED:
                 break
         for pair, factors, old in zip(pairs, total, before, strict=True):
@@ -75,14 +69,12 @@ class EqualizeChannels(Pass):
         return report
 
 
-def _find(graph: ir.Graph, context: Context, report: Report) -> list[Pair]:
+def _find(graph: ir.Graph, report: Report) -> list[Pair]:
     pairs: list[Pair] = []
     for node in graph:
         if not is_onnx(node, "Conv", "Gemm"):
             continue
         found = find_pair(node)
-        if isinstance(found, Pair) and np.isfinite(found.bound) and context.calibration is None:
-            found = f"Clip {found.clip and found.clip.name!r} between the layers takes part only with calibration data"
         if isinstance(found, str):
             report.skip(node.name, found)
         else:
@@ -96,26 +88,7 @@ def _weight(node: ir.Node) -> Array:
     return array.astype(np.float64)
 
 
-def _floors(model: ir.Model, pairs: list[Pair], context: Context) -> list[Array | None]:
-    """Per pair the least factor of each channel, ``peak / (ROOM * bound)``; above 1 the channel stays. None: any."""
-    names = [str(p.clip.inputs[0].name) for p in pairs if p.clip is not None and np.isfinite(p.bound)]  # pyright: ignore[reportOptionalMemberAccess]
-    if not names:
-        return [None] * len(pairs)
-    assert context.calibration is not None
-    session, peaks = Session(model, names), dict[str, Array]()
-    for feeds in track(context.calibration.pieces(8), "Watching clipped channels"):
-        for name, array in session.run(feeds).items():
-            peak = np.moveaxis(array, 1, 0).reshape(array.shape[1], -1).max(axis=1)
-            peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
-    floors: list[Array | None] = []
-    for pair in pairs:
-        clipped = pair.clip is not None and np.isfinite(pair.bound)
-        name = str(pair.clip.inputs[0].name) if clipped else ""  # pyright: ignore[reportOptionalMemberAccess]
-        floors.append(np.maximum(peaks[name].astype(np.float64) / (ROOM * pair.bound), 0.0) if clipped else None)
-    return floors
-
-
-def _equalize(pair: Pair, arrays: dict[ir.Node, Array], total: Array, floor: Array | None) -> float:
+def _equalize(pair: Pair, arrays: dict[ir.Node, Array], total: Array) -> float:
     """One step for one pair, in place; returns how far the factors are from 1."""
     first = by_output(pair.first, arrays[pair.first])
     second = by_input(pair.second, arrays[pair.second])
@@ -123,8 +96,6 @@ def _equalize(pair: Pair, arrays: dict[ir.Node, Array], total: Array, floor: Arr
     r2 = np.abs(second).reshape(*second.shape[:2], -1).max(axis=2).reshape(-1)
     alive = (r1 > DEAD * r1.max()) & (r2 > DEAD * r2.max())
     s = np.where(alive, np.sqrt(np.where(alive, r1, 1.0) / np.where(alive, r2, 1.0)), 1.0)
-    if floor is not None:
-        s = np.where(floor <= 1, np.maximum(s * total, floor) / total, 1.0)
     first /= s.reshape(-1, *[1] * (first.ndim - 1))
     second *= s.reshape(*second.shape[:2], *[1] * (second.ndim - 2))
     total *= s

@@ -20,12 +20,10 @@ HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """`first` feeds `second` alone. `clip`: the Clip from 0 to `bound` between them, if there is one."""
+    """`first` feeds `second` alone, through operators that scale with their input."""
 
     first: ir.Node
     second: ir.Node
-    clip: ir.Node | None = None
-    bound: float = np.inf
 
 
 def find_pair(node: ir.Node) -> Pair | str:
@@ -33,7 +31,7 @@ def find_pair(node: ir.Node) -> Pair | str:
     reason = _unfit(node)
     if reason is not None:
         return reason
-    clip, bound, value = None, np.inf, node.outputs[0]
+    value = node.outputs[0]
     while True:
         if value.is_graph_output():
             return f"{value.name!r} is an output of the graph"
@@ -42,10 +40,8 @@ def find_pair(node: ir.Node) -> Pair | str:
         ((reader, index),) = value.uses()
         if is_onnx(reader, "Conv", "Gemm") and index == 0:
             reason = _unfit(reader)
-            return reason if reason is not None else Pair(node, reader, clip, bound)
-        if is_onnx(reader, "Clip") and index == 0 and clip is None and _bounds(reader)[0] == 0:
-            clip, bound = reader, _bounds(reader)[1]
-        elif not is_onnx(reader, *HOMOGENEOUS) or reader.graph is not node.graph:
+            return reason if reason is not None else Pair(node, reader)
+        if reader.graph is not node.graph or not (is_onnx(reader, *HOMOGENEOUS) or _is_relu(reader)):
             return f"{reader.op_type} {reader.name!r} between the layers does not scale with its input"
         value = reader.outputs[0]
 
@@ -68,16 +64,11 @@ def _unfit(node: ir.Node) -> str | None:
     return None
 
 
-def _bounds(clip: ir.Node) -> tuple[float, float]:
-    """Bounds of a Clip; NaN where one is computed."""
-
-    def bound(index: int, default: float) -> float:
-        if len(clip.inputs) <= index or clip.inputs[index] is None:
-            return default
-        array = constant_array(clip.inputs[index])
-        return float("nan") if array is None else float(array.reshape(()))
-
-    return bound(1, -np.inf), bound(2, np.inf)
+def _is_relu(node: ir.Node) -> bool:
+    """A Clip from 0 without an upper bound. With one, as in ReLU6, a rescaled channel would be cut elsewhere."""
+    low, high = (node.inputs[i] if len(node.inputs) > i else None for i in (1, 2))
+    array = constant_array(low)
+    return is_onnx(node, "Clip") and high is None and array is not None and not array.any()
 
 
 def by_output(node: ir.Node, weight: Array) -> Array:

@@ -55,7 +55,8 @@ class Finish:
     """``float32(acc) * m[channel]``, then one of
 
     - uint8: with the residual, clamped to `range`; no `formula`;
-    - a float32 `formula`, which is stored as it is, or divided by `step` and clamped to `range`.
+    - a float32 `formula`, which is stored as it is, or times ``1 / step`` and clamped to `range` (a division would take
+      longer than a depthwise convolution).
     """
 
     range: Range | None
@@ -83,7 +84,7 @@ class Finish:
         value = self.formula.finish(residual, value, place, lanes)
         if self.range is None:
             return value
-        return self.range.round(value if self.step is None else value / splat(self.step, lanes), lanes)
+        return self.range.round(value if self.step is None else value * splat(inverse(self.step), lanes), lanes)
 
     def _add(self, value: Expr, r: Expr, lanes: int) -> Expr:
         assert self.residual is not None
@@ -91,6 +92,11 @@ class Finish:
             kept, worth = self.residual.inner
             value = kept.kept(named(value), lanes) * splat(np.float32(worth), lanes)
         return unfused(value, lanes) + unfused(dequantize(r, self.residual.zero, self.residual.m, lanes), lanes)
+
+
+def inverse(step: float) -> float:
+    """``1 / step`` in float32."""
+    return float(np.float32(1) / np.float32(step))
 
 
 def dequantize(q: Expr, zero: int, scale: float, lanes: int) -> Expr:

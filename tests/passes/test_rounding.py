@@ -106,14 +106,12 @@ def problem(rng, n, k, levels=3, correlated=True):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 10**6))
-def test_gptq_beats_rounding_to_nearest(n, k, seed):
-    """Not on every output, so over all of them; and its integers are in range whatever the shape."""
-    p = problem(np.random.default_rng(seed), n, k)
-    q = gptq(p, 0.01)
+def test_gptq_gives_integers_in_range(n, k, seed):
+    """Whatever the shape. (That it beats rounding to nearest holds over many outputs, not on each: see below.)"""
+    q = gptq(problem(np.random.default_rng(seed), n, k), 0.01)
     assert q.shape == (n, k)
     assert np.array_equal(q, np.rint(q))
     assert np.abs(q).max() <= 3
-    assert p.error(q).sum() <= p.error(p.nearest()).sum() * 1.5 + 1e-9
 
 
 def test_errors_on_correlated_inputs():

@@ -14,6 +14,7 @@ from graphopt.targets.lowering.qlinear import to_qdq
 from graphopt.targets.lowering.shape_chains import simplify_shape_chains
 from graphopt.targets.lowering.support import EXTERNAL, has_converter
 from graphopt.targets.lowering.symbols import name_symbols
+from graphopt.targets.lowering.tables import gather_before_dequantizing
 
 # The importer knows these names but takes them for another operator or computes them wrongly; ONNX's own
 # definition of them in simpler operators is exact.
@@ -53,7 +54,7 @@ def canonicalise(model: ir.Model) -> ir.Model:
 
 def _import_quantized(model: ir.Model) -> None:
     model.opset_imports.setdefault(EXTERNAL[0], 1)
-    if to_qdq(model) | expand_nbits(model):
+    if to_qdq(model) | expand_nbits(model) | gather_before_dequantizing(model):
         infer_shapes(model)
     drop_zero_points(model)
 

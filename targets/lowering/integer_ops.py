@@ -14,7 +14,6 @@ import onnx_ir as ir
 from graphopt.graph import constant_array
 from graphopt.targets.lowering.nodes import constant, flat, number, put, take_place
 from graphopt.targets.lowering.qlinear import operand
-from graphopt.targets.lowering.tables import gather_before_dequantizing
 
 F, I32, I64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
 WIDER = {ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.UINT8}
@@ -29,7 +28,6 @@ FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOA
 
 def expand_integer_ops(model: ir.Model) -> None:
     """Rewrite the main graph of `model` in place, after the target's own planning."""
-    gather_before_dequantizing(model)
     for node in list(model.graph):
         rewrite = _REWRITES.get(node.op_type) if node.domain in ("", "graphopt") else None
         if rewrite is not None and rewrite(node):

@@ -23,8 +23,9 @@ WIDER = {np.dtype(ml_dtypes.int4): np.dtype(np.int8), np.dtype(ml_dtypes.uint4):
 FOUR = (np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4))
 
 
-def gather_before_dequantizing(model: ir.Model) -> None:
-    """Rewrite every Gather of rows of a dequantized constant matrix in the main graph, in place."""
+def gather_before_dequantizing(model: ir.Model) -> bool:
+    """Rewrite every Gather of rows of a dequantized constant matrix in place; says whether there was one."""
+    changed = False
     for node in list(model.graph):
         if node.domain != "" or node.op_type != "Gather" or node.inputs[0] is None:
             continue
@@ -34,7 +35,9 @@ def gather_before_dequantizing(model: ir.Model) -> None:
         if node.attributes.get_int("axis", 0) == 0 and (real := _rows(node, source)) is not None:
             take_place(node, real)
             model.graph.remove(node, safe=True)
+            changed = True
     common.RemoveUnusedNodesPass()(model)
+    return changed
 
 
 def _rows(node: ir.Node, source: ir.Node) -> ir.Value | None:

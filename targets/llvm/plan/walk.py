@@ -31,6 +31,7 @@ from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, image, replace
 from graphopt.targets.llvm.plan.norms import find_norms
+from graphopt.targets.llvm.plan.one_hot import look_up
 from graphopt.targets.llvm.plan.rms import find_rms_norms
 from graphopt.targets.llvm.plan.simplify import simplify
 from graphopt.targets.llvm.plan.sink import sink
@@ -48,6 +49,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     make_unsigned(model)
     carry(model)
     hoist(model.graph)
+    look_up(model)
     sink(model)
     recurrent.split(model, cpu.lanes)
     find_norms(model)

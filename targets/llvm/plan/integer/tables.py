@@ -12,9 +12,8 @@ import onnx_ir as ir
 
 from graphopt.graph import constant_array
 from graphopt.targets.llvm.kernels.grid import Grid
+from graphopt.targets.llvm.plan.evaluate import evaluate
 from graphopt.targets.llvm.plan.integer.region import quantized
-
-OPSET = 20  # the first in which all unary operators exist
 
 
 def grid_of(node: ir.Node, value: ir.Value) -> Grid | None:
@@ -36,32 +35,6 @@ def _is_number(value: ir.Value) -> bool:
 
 def table(start: ir.Value, nodes: Sequence[ir.Node], grid: Grid) -> np.ndarray:
     """uint8 [256]: what `nodes` make of each uint8 value of `start`, which stand for `grid`."""
-    from graphopt import oracle
-
+    real = (np.arange(256, dtype=np.float32) - np.float32(grid.zero)) * np.float32(grid.scale)
     shape = [1] * (len(start.shape or ()) - 1) + [256]
-    x = ir.val("x", ir.DataType.UINT8, shape)
-    scale = _initializer("x_scale", np.array(grid.scale, np.float32))
-    zero = _initializer("x_zero", np.array(grid.zero, np.uint8))
-    first = ir.node("DequantizeLinear", [x, scale, zero], name="x_real")
-    known: dict[ir.Value, ir.Value] = {start: first.outputs[0]}
-    clones, constants = [first], [scale, zero]
-    for number, node in enumerate(nodes):
-        inputs: list[ir.Value | None] = []
-        for value in node.inputs:
-            array = constant_array(value)
-            if value is not None and value not in known and array is not None:
-                known[value] = _initializer(f"c{len(constants)}", array)
-                constants.append(known[value])
-            inputs.append(None if value is None else known[value])
-        clone = ir.node(node.op_type, inputs, dict(node.attributes), name=f"node{number}")
-        known[node.outputs[0]] = clone.outputs[0]
-        clones.append(clone)
-    result = clones[-1].outputs[0]
-    result.name, result.dtype, result.shape = "y", ir.DataType.UINT8, ir.Shape(shape)
-    graph = ir.Graph([x], [result], nodes=clones, initializers=constants, opset_imports={"": OPSET}, name="table")
-    every = np.arange(256, dtype=np.uint8).reshape(shape)
-    return oracle.run(ir.Model(graph, ir_version=9), {"x": every})["y"].reshape(-1)
-
-
-def _initializer(name: str, array: np.ndarray) -> ir.Value:
-    return ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape, const_value=ir.Tensor(array, name=name))
+    return evaluate(nodes, {start: real.reshape(shape)}, [nodes[-1].outputs[0]])[0].reshape(-1)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
-from graphopt.targets.lowering.nodes import constant, flat, number, put, take_place
+from graphopt.targets.lowering.nodes import Attribute, constant, flat, number, put, take_place
 from graphopt.targets.lowering.qlinear import operand
 
 F, I32, I64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
@@ -91,8 +91,8 @@ def _dynamic(node: ir.Node) -> bool:
 
     assert x is not None
     nil = number(node, 0)
-    low = scalar("Min", scalar("ReduceMin", x, keepdims=0), nil)
-    high = scalar("Max", scalar("ReduceMax", x, keepdims=0), nil)
+    low = scalar("Min", scalar("ReduceMin", _by_rows(node, "ReduceMin", x), keepdims=0), nil)
+    high = scalar("Max", scalar("ReduceMax", _by_rows(node, "ReduceMax", x), keepdims=0), nil)
     step = scalar("Div", scalar("Sub", high, low), number(node, 255))
     empty = put(node, "Equal", [high, low], dtype=ir.DataType.BOOL, like=low)
     step = scalar("Where", empty, number(node, 1), step)
@@ -102,6 +102,19 @@ def _dynamic(node: ir.Node) -> bool:
     for index, result in enumerate(results):
         take_place(node, result, index)
     return True
+
+
+def _by_rows(at: ir.Node, op: str, x: ir.Value) -> ir.Value:
+    """The extreme of each row: kernels reduce rows, and what is left to reduce is small."""
+    if x.shape is None or len(x.shape) < 2 or not isinstance(x.shape[-1], int):
+        return x
+    assert isinstance(at.graph, ir.Graph)
+    axis, as_input = len(x.shape) - 1, at.graph.opset_imports.get("", 1) >= 18
+    inputs = [x, constant(at, "axes", np.array([axis]))] if as_input else [x]
+    attributes: dict[str, Attribute] = {"keepdims": 0} if as_input else {"keepdims": 0, "axes": [axis]}
+    result = put(at, op, inputs, attributes, dtype=F)
+    result.shape = ir.Shape(list(x.shape)[:-1])
+    return result
 
 
 def _quantize(node: ir.Node) -> bool:

@@ -248,3 +248,24 @@ def test_run_time_quantization_runs_on_the_integer_kernels():
         feeds = {"x": x.astype(np.float32)}
         want = oracle.run(model, feeds)["y"]
         np.testing.assert_allclose(run(model, feeds), want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
+
+
+def test_an_activation_behind_a_product_quantized_at_run_time_has_a_kernel():
+    rng = np.random.default_rng(3)
+    model = from_text(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[N,7,30] x, int8[30,21] w, float[21] sw, float[21] b, float r, float one, float half)
+        => (float[N,7,21] y) {
+            q, s, z = DynamicQuantizeLinear(x)
+            p = MatMulInteger(q, w, z) f = Cast<to=1>(p) u = Mul(s, sw) t = Mul(f, u) v = Add(t, b)
+            e0 = Div(v, r) e1 = Erf(e0) e2 = Add(e1, one) e3 = Mul(v, e2) y = Mul(e3, half)
+        }""",
+        w=rng.integers(-127, 127, (30, 21)).astype(np.int8), sw=rng.uniform(0.01, 0.02, 21).astype(np.float32),
+        b=rng.standard_normal(21).astype(np.float32), r=np.float32(2**0.5), one=np.float32(1), half=np.float32(0.5),
+    )  # fmt: skip
+    kernels, left = planned(model)
+    assert {"integer_dense", "elementwise"} <= set(kernels)
+    assert "Erf" not in left
+    feeds = {"x": rng.standard_normal((2, 7, 30)).astype(np.float32)}
+    want = oracle.run(model, feeds)["y"]
+    np.testing.assert_allclose(run(model, feeds), want, rtol=1e-5, atol=1e-5 * np.abs(want).max())

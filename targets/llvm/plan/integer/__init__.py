@@ -14,7 +14,7 @@ from types import ModuleType
 
 import onnx_ir as ir
 
-from graphopt.targets.llvm.plan.integer import calls, few_bits, pools
+from graphopt.targets.llvm.plan.integer import behind, calls, few_bits, pools
 from graphopt.targets.llvm.plan.integer.choose import precision
 from graphopt.targets.llvm.plan.integer.layers import Layer
 from graphopt.targets.llvm.plan.integer.region import Region
@@ -22,7 +22,7 @@ from graphopt.targets.llvm.plan.integer.weights import WEIGHTED, make_float
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins
 
-FAMILIES: tuple[ModuleType, ...] = (calls, pools, few_bits)
+FAMILIES: tuple[ModuleType, ...] = (calls, pools, few_bits, behind)
 
 
 @dataclasses.dataclass(frozen=True)

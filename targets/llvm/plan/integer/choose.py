@@ -5,7 +5,8 @@ Both sides are counted in cycles of one core for one sample. Integer::
     max(price(tile) * steps * STEP, weights / BYTES) + COPY * bytes copied
 
 as for float kernels (see `choice`), with STEP what a step of one vector takes. The float form is the best of `choice`,
-Winograd included; it pays for its inputs becoming float and its results integers again.
+Winograd included; it pays for its inputs becoming float and its results integers again. Winograd's estimate is taken
+times `WINOGRAD`: its weights are 9 to 16 times those of the integer form and come from further away on a busy machine.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ STEP: dict[Name, float] = {
 }  # fmt: skip
 """Measured on a server with AVX-512, its AVX2 forms likewise; NEON taken to be like x86."""
 COPY = 0.05  # cycles a byte
+WINOGRAD = 1.5
 DEQUANTIZE, QUANTIZE = 0.3, 0.6  # cycles an element, at 8 lanes
 
 
@@ -44,10 +46,11 @@ def precision(layer: Layer, kernels: Kernels) -> tuple[bool, str]:
     own = max(products, layer.weight.size / choice.BYTES) + (COPY * copied if p.staged(dot) else 0)
     g = gemm.Gemm(p.rows, c.ci, c.co) if p.rows is not None else None
     best = (choice.convolution(c, isa) if g is None else choice.product(g, isa))[0]
+    cycles = best.cycles * (WINOGRAD if best.algorithm in choice.SCHEMES else 1)
     borders = DEQUANTIZE * copied + (QUANTIZE * positions * c.co if layer.finish.range is not None else 0)
     borders *= 8 / isa.lanes
-    account = f"{dot.name} {own:.0f} cycles, {best} in float32 {best.cycles:.0f} and {borders:.0f} for its borders"
-    if own <= best.cycles + borders:
+    account = f"{dot.name} {own:.0f} cycles, {best} in float32 {cycles:.0f} and {borders:.0f} for its borders"
+    if own <= cycles + borders:
         return True, f"int8: {account}"
     return False, f"float32: {account}"
 

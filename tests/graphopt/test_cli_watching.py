@@ -20,7 +20,8 @@ def test_presets_are_the_pipelines_they_stand_for(model: Path, tmp_path: Path, g
         )
         assert done.code == 0, done.err
         assert ",".join(step["pass"] for step in done.json["passes"]) == text
-    assert "QuantizeLinear" in op_types(load(tmp_path / "o.onnx")), "the last preset is int8"
+        quantized = {"int8": "QuantizeLinear", "int8-dynamic": "ConvInteger"}  # too small for 4-bit blocks
+        assert quantized.get(name, "Conv") in op_types(load(tmp_path / "o.onnx"))
 
 
 def test_a_recipe_is_the_pipeline_it_spells(model: Path, tmp_path: Path, graphopt):

@@ -209,6 +209,8 @@ def test_depthwise_sums_are_exact(variant):
     kernel = depthwise.quantized(conv, isa, 3, Finish(Range(90), Residual(9, 0.37)), False, "kernel")
     module = tvm.compile(tvm.IRModule({"kernel": kernel}), target=cpu.tvm_target())
     result = tvm.runtime.tensor(np.zeros(last(acc).shape, np.uint8))
-    module["kernel"](*map(tvm.runtime.tensor, (last(x), depthwise.pack(weight), bias, m, last(r))), result)
+    module["kernel"](
+        *map(tvm.runtime.tensor, (last(x), depthwise.pack(weight).astype(np.float32), bias, m, last(r))), result
+    )
     want = reference.requantise(acc, m[:, None, None], 90, 0, 255, reference.scaled(r, 9, np.float32(0.37)))
     np.testing.assert_array_equal(result.numpy(), last(want))

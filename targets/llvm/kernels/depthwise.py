@@ -54,13 +54,14 @@ def make(c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "dep
 
 
 def quantized(c: Conv, isa: Isa, zero: int, finish: Finish, parallel: bool, name: str) -> tirx.PrimFunc:
-    """``f(x, weights, bias, m[, residual], y)`` for uint8 x of this zero point, packed int8 weights, int32 bias [C].
+    """``f(x, weights, bias, m[, residual], y)`` for uint8 x of this zero point, packed weights, int32 bias [C].
 
+    Weights are int8 values as float32: made so at each use they would take longer than their products.
     m is float32 [C]; see `requantise`.
     """
     with function(name) as (f, made):
         x = f.argument("x", [c.n, c.h, c.w, c.ci], "uint8")
-        w = f.argument("w", [*c.kernel, c.ci], "int8")
+        w = f.argument("w", [*c.kernel, c.ci])
         b = f.argument("b", [c.ci], "int32")
         m = f.argument("m", [c.ci])
         residual = f.argument("r", [c.n, c.oh, c.ow, c.co], finish.addend) if finish.addend else None
@@ -113,7 +114,7 @@ class _Quantized:
         return as_float(load(self.x, place, lanes), lanes) - splat(float(self.zero), lanes)
 
     def weight(self, place: list[Expr], lanes: int) -> Expr:
-        return as_float(load(self.w, place, lanes), lanes)
+        return load(self.w, place, lanes)
 
     def start(self, channel: Expr, lanes: int) -> Expr:
         return splat(0.0, lanes)

@@ -60,7 +60,7 @@ def _contraction(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
 
 def _depthwise(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
     c, zero, parallel = layer.problem.conv, layer.problem.zero, _parallel(layer, kernels)
-    packed = _constants(layer, kernels, lambda: depthwise.pack(layer.weight), lambda: layer.bias)
+    packed = _constants(layer, kernels, lambda: depthwise.pack(layer.weight).astype(np.float32), lambda: layer.bias)
     return packed, kernels.symbol(
         ("integer depthwise", c, zero, layer.finish, parallel),
         "integer_depthwise",

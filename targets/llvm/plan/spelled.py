@@ -2,14 +2,16 @@
 
 - MaxPool and AveragePool that round sizes up: larger padding at the end, rounded down.
 - Pad by zeros that only convolutions read: their own padding.
+- Convolution whose outermost taps meet nothing but padding: without them.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graphopt.graph import constant_array, derive
+from graphopt.graph import add_constant, constant_array, derive
 
 
 def spell(model: ir.Model) -> None:
@@ -18,6 +20,9 @@ def spell(model: ir.Model) -> None:
         for node in list(model.graph):
             if node.domain == "" and node.graph is not None:
                 rewrite(node)
+    for node in model.graph:
+        if node.domain == "" and node.op_type == "Conv":
+            _trim(node, model.graph)
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -75,3 +80,35 @@ def _pad(node: ir.Node) -> None:
         user.attributes["pads"] = ir.AttrInt64s("pads", total)
         user.replace_input_with(0, x)
         derive(user, (user, node))
+
+
+def _trim(node: ir.Node, graph: ir.Graph) -> None:
+    """Long kernels on short lines: 64 taps between zeros see 8 positions through 15 of them."""
+    x, y, w = node.inputs[0], node.outputs[0], constant_array(node.inputs[1])
+    if x is None or x.shape is None or y.shape is None or w is None:
+        return
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return
+    rank = w.ndim - 2
+    strides, dilations = (list(node.attributes.get_ints(n, [1] * rank)) for n in ("strides", "dilations"))
+    pads = list(node.attributes.get_ints("pads", [0] * 2 * rank))
+    kept = [slice(None), slice(None)]
+    for axis, (before, after) in enumerate(zip(list(x.shape)[2:], list(y.shape)[2:], strict=True)):
+        if not isinstance(before, int) or not isinstance(after, int):
+            return
+        low, high, reach = 0, w.shape[2 + axis], (after - 1) * strides[axis]
+        while high - low > 1 and pads[axis] >= dilations[axis] and reach < pads[axis]:
+            low, pads[axis] = low + 1, pads[axis] - dilations[axis]  # tap `low` ends before the first position
+        while (
+            high - low > 1
+            and pads[rank + axis] >= dilations[axis]
+            and ((high - 1 - low) * dilations[axis] - pads[axis] >= before)
+        ):
+            high, pads[rank + axis] = high - 1, pads[rank + axis] - dilations[axis]
+        kept.append(slice(low, high))
+    trimmed = w[tuple(kept)]
+    if trimmed.shape == w.shape:
+        return
+    node.replace_input_with(1, add_constant(graph, f"{node.name}_taps", np.ascontiguousarray(trimmed)))
+    node.attributes["pads"] = ir.AttrInt64s("pads", pads)
+    node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(trimmed.shape[2:]))

@@ -305,3 +305,13 @@ def test_machine_code_for_other_registers(mcpu: str):
     lowered = lower(g.model(gelu_erf(g, y)), lambda canonical: kernels.update(plan(canonical, cpu, parallel=False)))
     assert {name.rpartition("_")[0] for name in kernels} >= {"attention", "dense", "layer_norm"}
     assert not compile_module(lowered, kernels, cpu, parallel=False).unscheduled
+
+
+def test_what_a_kernel_replaced_is_not_computed_once_more():
+    """A residual is noted before the kernel of its producer takes its place; two blocks of a pre-norm transformer."""
+    g = Graph(17, x=["N", 6, 24])
+    y = g["x"]
+    for _ in range(2):
+        y = g("Add", y, g("MatMul", gelu_erf(g, g("MatMul", y, g.weights(24, 40))), g.weights(40, 24)))
+        y = g("LayerNormalization", y, np.ones(24, np.float32), np.zeros(24, np.float32), axis=-1)
+    check(g.model(g("Add", y, g["x"])), {"x": normal(18, 2, 6, 24)}, 1e-5, left={"Add"})

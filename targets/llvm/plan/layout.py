@@ -55,7 +55,6 @@ class Twins:
         self._last: dict[ir.Value, ir.Value] = {}
         self._parts: dict[ir.Value, tuple[Part, ...]] = {}
         self._only: set[ir.Value] = set()
-        self._first: dict[ir.Value, ir.Value] = {}
 
     def insert(self, node: ir.Node) -> None:
         """Put `node` before the node the walk is at, or at the end."""
@@ -83,6 +82,7 @@ class Twins:
 
     def parts(self, value: ir.Value) -> tuple[Part, ...]:
         """What the twin of `value` consists of; itself if it is in one piece."""
+        value = self._current(value)
         if value in self._last or value not in self._parts:
             shape = image(value)
             assert shape is not None
@@ -91,6 +91,7 @@ class Twins:
 
     def last(self, value: ir.Value) -> ir.Value:
         """The twin of `value`, by a Transpose if there is none yet."""
+        value = self._current(value)
         if value not in self._last:
             if value in self._parts:
                 self._last[value] = self._gather(value, self._parts[value])
@@ -101,7 +102,7 @@ class Twins:
     def first(self, value: ir.Value) -> ir.Value:
         """What holds `value` in ONNX's order; if only its twin is computed, a new value takes its place for all."""
         if value not in self._only:
-            return self._first.get(value, value)
+            return current(value)
         twin, shape = self.last(value), image(value)
         self._only.remove(value)
         assert shape is not None
@@ -111,8 +112,11 @@ class Twins:
             turned = self.new("Transpose", [twin], shape.first, {"perm": list(TO_FIRST)}, value)
         turned = self.shaped(turned, list(value.shape), value)
         replace(value, turned)
-        self._last[turned], self._first[value] = twin, turned
+        self._last[turned] = twin
         return turned
+
+    def _current(self, value: ir.Value) -> ir.Value:
+        return value if self.known(value) else current(value)
 
     def _turn(self, value: ir.Value) -> ir.Value:
         shape = image(value)
@@ -139,11 +143,22 @@ class Twins:
         return output
 
 
+SUCCESSOR = "graphopt.successor"
+
+
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Have `new` stand for `old` everywhere; as a graph output it takes the name too."""
+    """Have `new` stand for `old` everywhere; as a graph output it takes the name too. See `current`."""
+    old.meta[SUCCESSOR] = new
     if old.is_graph_output():
         old.name, new.name = new.name, old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def current(value: ir.Value) -> ir.Value:
+    """What stands for `value` by now: who noted it before a kernel took its place would have it computed once more."""
+    while (successor := value.meta.get(SUCCESSOR)) is not None:
+        value = successor
+    return value
 
 
 class Image(NamedTuple):

@@ -11,9 +11,13 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812  # TVM calls it so everywhere
+
+STACK = 1 << 10
+"""Bytes from which TVM takes an array from the runtime's memory."""
 
 Expr = Any
 """A TIR expression, or a Python number where one will do."""
@@ -133,7 +137,12 @@ def registers(elements: int, dtype: str = "float32") -> Any:
     Its scope is "global" because TVM puts nothing else on the stack, nor anything of 1 KiB or more: a "local" array is
     memory that the runtime hands out. LLVM then keeps its last values for a store that nobody reads, in registers that
     the next loop needs.
+
+    Raises:
+        ValueError: it would have 1 KiB or more.
     """
+    if elements * np.dtype(dtype).itemsize >= STACK:
+        raise ValueError(f"{elements} elements of {dtype} don't fit the stack: take several arrays, or scratch")
     return T.alloc_buffer((elements,), dtype)
 
 

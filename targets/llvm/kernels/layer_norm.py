@@ -1,13 +1,29 @@
-"""Layer normalization (J. Ba, J. Kiros, G. Hinton, 2016) over the last axis, in two passes for an exact variance."""
+"""Layer normalization (J. Ba, J. Kiros, G. Hinton, 2016) along one axis, in two passes for an exact variance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels import rows as row
-from graphopt.targets.llvm.kernels.emit import Isa, function, load, loop, named, splat, store
+from graphopt.targets.llvm.kernels.emit import (
+    Expr,
+    Isa,
+    function,
+    i64,
+    load,
+    loop,
+    named,
+    pieces,
+    registers,
+    splat,
+    store,
+)
+
+BLOCK = 64  # elements summed before their sum is: rounding errors grow with the longest of both
 
 
 def make(
@@ -38,3 +54,68 @@ def make(
 
             row.sweep(size, lanes, normalise)
     return made[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Across:
+    """A value of `dims` (strings are open dimensions, in front of `axis` only) and the axis, which isn't the last."""
+
+    dims: tuple[int | str, ...]
+    axis: int
+
+    @property
+    def size(self) -> int:
+        """Elements along the axis."""
+        return self._product(slice(self.axis, self.axis + 1))
+
+    @property
+    def inner(self) -> int:
+        """Elements behind it."""
+        return self._product(slice(self.axis + 1, None))
+
+    def _product(self, part: slice) -> int:
+        return math.prod(d for d in self.dims[part] if isinstance(d, int))
+
+
+def across(p: Across, epsilon: float, isa: Isa, parallel: bool, name: str = "layer_norm") -> tirx.PrimFunc:
+    """As `make`, with statistics along an axis that isn't the last, for vectors of places behind it."""
+    lanes = row.width(isa, p.inner)
+    with function(name) as (f, made):
+        x = f.argument("x", p.dims)
+        scale, bias = f.argument("scale", [p.size]), f.argument("bias", [p.size])
+        y = f.argument("y", p.dims)
+        outer, whole = f.product(p.dims[: p.axis]), p.inner // lanes
+        x, y = f.view(x, [outer, p.size, p.inner]), f.view(y, [outer, p.size, p.inner])
+
+        def normalise(o: Expr, at: Expr, n: int) -> None:
+            mean = named(_sum(p.size, n, lambda k: load(x, [o, k, at], n)) * splat(1.0 / p.size, n))
+
+            def square(k: Expr) -> Expr:
+                centred = named(load(x, [o, k, at], n) - mean)
+                return centred * centred
+
+            variance = _sum(p.size, n, square) * splat(1.0 / p.size, n)
+            factor = named(splat(1.0, n) / tirx.sqrt(variance + splat(epsilon, n)))
+            with loop(p.size) as k:
+                value = (load(x, [o, k, at], n) - mean) * factor
+                store(y, value * splat(scale[k], n) + splat(bias[k], n), [o, k, at], n)
+
+        if whole:
+            with loop(outer * whole, parallel=parallel) as t:
+                normalise(t // whole, t % whole * lanes, lanes)
+        for start, n in pieces(p.inner - whole * lanes, lanes):
+            with loop(outer, parallel=parallel) as o:
+                normalise(o, whole * lanes + start, n)
+    return made[0]
+
+
+def _sum(count: int, lanes: int, value: Callable[[Expr], Expr]) -> Expr:
+    """The sum of ``value(k)`` for all k, in blocks."""
+    total, part = registers(lanes), registers(lanes)
+    store(total, splat(0.0, lanes), [0], lanes)
+    with loop(-(-count // BLOCK)) as b:
+        store(part, splat(0.0, lanes), [0], lanes)
+        with loop(tirx.Min(i64(count), (b + 1) * BLOCK), start=b * BLOCK) as k:
+            store(part, load(part, [0], lanes) + value(k), [0], lanes)
+        store(total, load(total, [0], lanes) + load(part, [0], lanes), [0], lanes)
+    return load(total, [0], lanes)

@@ -9,6 +9,7 @@ sums wait in the output.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tvm import tirx
 
 from graphopt.targets.llvm.kernels import beside, conv, tile
 from graphopt.targets.llvm.kernels.conv import Conv
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, scratch, splat, store
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch, runs, scratch, splat, store
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 INNER = 640  # longest block of the inner dimension, as in `gemm`
@@ -43,7 +44,7 @@ def make(
     p = beside.columns(c, isa.lanes)
     k = beside.wide(c, p)
     blocks, inner = -(-k.co // isa.lanes), k.kernel[1] * c.ci
-    step, shape = _block(inner), shape or tile.choose(c.ow // p, blocks, isa)
+    step, shape = block(inner), shape or tile.choose(c.ow // p, blocks, isa)
     with function(name) as (f, made):
         x = f.argument("x", [c.n, 1, c.w, c.ci])
         w = f.argument("w", [blocks, inner, isa.lanes])
@@ -54,7 +55,7 @@ def make(
         residual = None if residual is None else f.matrix(residual, [c.n, 1, c.ow * c.co])
         padded = scratch([1, (k.pads[1] + k.w + k.pads[3]) * k.ci])
         with loop(f.dim(c.n)) as n:
-            _pad(k, isa, x, padded, n)
+            pad(k, isa, x, padded, n)
             product = _Product(k, c.ow // p, c.ow % p * c.co, isa, epilogue, shape, step, padded, w, b, residual, y, n)
             count = inner // step
             product.emit(0, count == 1, parallel)
@@ -66,13 +67,13 @@ def make(
     return made[0]
 
 
-def _block(inner: int) -> int:
+def block(inner: int) -> int:
     """The largest divisor of `inner` up to `INNER`, unless that is a poor one."""
     best = max(d for d in range(1, INNER + 1) if inner % d == 0)
     return best if best >= INNER // 8 else inner
 
 
-def _pad(c: Conv, isa: Isa, x: Any, padded: Any, n: Expr) -> None:
+def pad(c: Conv, isa: Isa, x: Any, padded: Any, n: Expr) -> None:
     """Line `n` of `x` between zeros."""
     left, line, right = (size * c.ci for size in (c.pads[1], c.w, c.pads[3]))
     runs(left, isa.lanes, lambda at, width: store(padded, splat(0.0, width), [0, at], width))
@@ -103,9 +104,11 @@ class _Product:
         c, (rows, cols) = self.c, (self.shape.rows, self.shape.cols)
         blocks, whole = -(-c.co // self.isa.lanes), c.co // self.isa.lanes // cols
         tiles, rest = self.columns // rows, self.columns % rows
+        ahead = tile.Ahead.of(cols, tiles, 4 * c.kernel[1] * c.ci * c.co) if whole > 1 else None
         if whole:
             with loop(tiles * whole, parallel=parallel) as p:
-                self._tile(p % tiles * rows, p // tiles * cols, self.shape, k, last)
+                columns = [] if ahead is None else ahead.columns(p % tiles)
+                self._tile(p % tiles * rows, p // tiles * cols, self.shape, k, last, ahead=columns)
             if rest:
                 with loop(whole, parallel=parallel) as p:
                     self._tile(self.columns - rest, p * cols, tile.Shape(rest, cols), k, last)
@@ -119,7 +122,14 @@ class _Product:
             self._tile(self.columns, 0, tile.Shape(1, -(-self.part // self.isa.lanes)), k, last, self.part)
 
     def _tile(
-        self, row: Expr, block: Expr, shape: tile.Shape, k: Expr, last: bool, channels: int | None = None
+        self,
+        row: Expr,
+        block: Expr,
+        shape: tile.Shape,
+        k: Expr,
+        last: bool,
+        channels: int | None = None,
+        ahead: Sequence[Expr] = (),
     ) -> None:
         c, lanes = self.c, self.isa.lanes
         channels, stride = channels or c.co, c.strides[1] * c.ci
@@ -134,6 +144,8 @@ class _Product:
             acc.read(self.y, counts, place)
         with loop(self.step) as i:
             at = k * self.step + i
+            for column in ahead:
+                prefetch(self.w, [block + shape.cols + column, at, 0])
             acc.step(
                 range(shape.rows),
                 lambda r: self.x[0, (row + r) * stride + at],

@@ -76,7 +76,7 @@ def make(
         with loop(f.dim(c.n) * per_image, parallel=parallel and not within) as p:
             n, first = p // per_image, p % per_image * block
             count = tirx.Min(tirx.IntImm("int64", block), tiles - first) if tiles % block else block
-            v, m = scratch([a2, _stride(block * c.ci)]), scratch([a2, _stride(block * blocks * isa.lanes)])
+            v, m = scratch([a2, odd_lines(block * c.ci)]), scratch([a2, odd_lines(block * blocks * isa.lanes)])
             steps = _Block(scheme, c, isa, epilogue, x, w, b, residual, y, v, m, n)
             with loop(count, parallel=within) as t:
                 steps.transform_input((first + t) // across, (first + t) % across, t)
@@ -87,13 +87,13 @@ def make(
     return made[0]
 
 
-def _stride(elements: int) -> int:
+def odd_lines(elements: int) -> int:
     """`elements` rounded up to an odd number of cache lines: a transform's streams then use different cache sets."""
     lines = -(-elements // 16)
     return (lines | 1) * 16
 
 
-def _combine(coefficients: Sequence[int], values: Sequence[Expr], lanes: int) -> Expr:
+def combine(coefficients: Sequence[float], values: Sequence[Expr], lanes: int) -> Expr:
     """The sum of coefficient times value, without multiplying by 0, 1 or -1."""
     total = None
     for c, v in zip(coefficients, values, strict=True):
@@ -151,13 +151,13 @@ class _Block:
         a, bt = self.scheme.a, self.scheme.bt
         half = vectors(a * a, lanes)
         for j in range(a):
-            values = _kept([read(i, j, k, lanes) for i in range(a)], lanes)
+            values = kept([read(i, j, k, lanes) for i in range(a)], lanes)
             for i in range(a):
-                store(half[i * a + j], _combine(bt[i], values, lanes), [0], lanes)
+                store(half[i * a + j], combine(bt[i], values, lanes), [0], lanes)
         for i in range(a):
             values = [load(half[i * a + j], [0], lanes) for j in range(a)]
             for j in range(a):
-                store(self.v, _combine(bt[j], values, lanes), [i * a + j, t * self.c.ci + k], lanes)
+                store(self.v, combine(bt[j], values, lanes), [i * a + j, t * self.c.ci + k], lanes)
 
     def multiply(self, xi: Expr, block: int, shape: tile.Shape) -> None:
         """``m[xi] = v[xi] @ w[xi]``; rows past the last tile of a partial block are computed and not read."""
@@ -204,9 +204,9 @@ class _Block:
         c, size, a, at = self.c, self.scheme.m, self.scheme.a, self.scheme.at
         half = vectors(size * a, lanes)
         for j in range(a):
-            values = _kept([load(self.m, [i * a + j, t * self.width + k], lanes) for i in range(a)], lanes)
+            values = kept([load(self.m, [i * a + j, t * self.width + k], lanes) for i in range(a)], lanes)
             for i in range(size):
-                store(half[i * a + j], _combine(at[i], values, lanes), [0], lanes)
+                store(half[i * a + j], combine(at[i], values, lanes), [0], lanes)
         for i in range(size):
             values = [load(half[i * a + j], [0], lanes) for j in range(a)]
             for j in range(size):
@@ -214,11 +214,11 @@ class _Block:
                 exists = [y < c.oh] * (i > (c.oh - 1) % size) + [x < c.ow] * (j > (c.ow - 1) % size)
                 with when(tirx.all(*exists)) if exists else contextlib.nullcontext():
                     place = [self.n, y, x, k]
-                    value = _combine(at[j], values, lanes) + load(self.b, [k], lanes)
+                    value = combine(at[j], values, lanes) + load(self.b, [k], lanes)
                     store(self.y, self.epilogue.finish(self.residual, value, place, lanes), place, lanes)
 
 
-def _kept(values: list[Expr], lanes: int) -> list[Expr]:
+def kept(values: list[Expr], lanes: int) -> list[Expr]:
     """The values computed once and kept in registers."""
     kept = vectors(len(values), lanes)
     for place, value in zip(kept, values, strict=True):

@@ -19,7 +19,7 @@ from typing import Literal
 
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels import beside, gemm, line, tile
+from graphopt.targets.llvm.kernels import beside, gemm, line, tile, winograd_line
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.kernels.winograd_scheme import F2, F4, Scheme, applies, tiles_at_once, traffic
@@ -29,7 +29,7 @@ BYTES = 3.0  # a cycle that one core of a server streams from memory
 EFFICIENCY, WINOGRAD = 0.95, 0.85  # of the direct kernels and of Winograd's products
 TRANSFORM = 0.39  # cycles for each element of a transform, channels in vectors
 
-Algorithm = Literal["depthwise", "gemm", "winograd2", "winograd4", "line", "direct"]
+Algorithm = Literal["depthwise", "gemm", "winograd2", "winograd4", "winograd-line", "line", "direct"]
 SCHEMES: dict[Algorithm, Scheme] = {"winograd2": F2, "winograd4": F4}
 
 
@@ -92,8 +92,10 @@ def convolution(c: Conv, isa: Isa) -> list[Candidate]:
     k = beside.wide(c, p)
     inner, blocks = k.ci // k.group * math.prod(k.kernel), math.ceil(k.co // k.group / isa.lanes)
     found = _tiled("line" if along_line else "direct", c.oh * c.group, c.ow // p, blocks, inner, k.co * inner, isa)
-    if along_line or not applies(c, isa):
-        return found
+    if winograd_line.applies(c, isa):
+        found += _winograd_line(c, isa)
+    if not applies(c, isa):
+        return sorted(found, key=lambda candidate: candidate.cycles)
     blocks = math.ceil(c.co / isa.lanes)
     for algorithm, scheme in SCHEMES.items():
         tiles, products = scheme.tiles(c), scheme.a**2
@@ -107,6 +109,18 @@ def convolution(c: Conv, isa: Isa) -> list[Candidate]:
             waste = tile.price(shape, block, blocks) / best
             found.append(Candidate(algorithm, shape, max(compute * waste, memory) + transforms))
     return sorted(found, key=lambda candidate: candidate.cycles)
+
+
+def _winograd_line(c: Conv, isa: Isa) -> list[Candidate]:
+    """Winograd along a line, by each tile."""
+    s, tiles, blocks = winograd_line.scheme(c.kernel[1]), winograd_line.tiles(c), math.ceil(c.co / isa.lanes)
+    inner, transformed = s.blocks * c.ci, (tiles + s.blocks - 1) * c.ci + tiles * c.co
+    memory = 4 * s.a * inner * c.co / BYTES
+    found: list[Candidate] = []
+    for shape in tile.ranked(tiles, blocks, isa):
+        products = s.a * tile.price(shape, tiles, blocks) * inner / FMAS / WINOGRAD
+        found.append(Candidate("winograd-line", shape, max(products, memory) + s.a * transformed * TRANSFORM))
+    return found
 
 
 def is_product(c: Conv) -> bool:

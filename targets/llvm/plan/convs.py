@@ -10,7 +10,7 @@ import onnx_ir as ir
 from tvm import tirx
 
 from graphopt.graph import constant_array
-from graphopt.targets.llvm.kernels import beside, conv, depthwise, gemm, line, winograd
+from graphopt.targets.llvm.kernels import beside, conv, depthwise, gemm, line, winograd, winograd_line
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
@@ -99,7 +99,7 @@ def oriented(w: np.ndarray, x: ir.Value) -> np.ndarray:
     return w.transpose(0, 1, 3, 2) if is_turned(x) else w
 
 
-BASES = {"gemm": "conv1x1", "direct": "conv"}
+BASES = {"gemm": "conv1x1", "direct": "conv", "winograd-line": "winograd_line"}
 
 
 def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
@@ -144,6 +144,8 @@ def _make(
             return gemm.make(g, isa, epilogue, parallel, symbol, how.tile)
         case "line":
             return line.make(c, isa, epilogue, parallel, symbol, how.tile)
+        case "winograd-line":
+            return winograd_line.make(c, isa, epilogue, parallel, symbol, how.tile)
         case "direct":
             return conv.direct(c, isa, epilogue, parallel, symbol, how.tile)
         case _:
@@ -166,6 +168,8 @@ def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> tuple[
                 return gemm.pack(w[:, :, 0, 0].T, lanes)
             case "line":
                 return line.pack(beside.widen(w, p, c.strides[1]), lanes)
+            case "winograd-line":
+                return winograd_line.pack(w, lanes)
             case "direct":
                 return conv.pack(beside.widen(w, p, c.strides[1]), lanes, group)
             case _:

@@ -123,6 +123,9 @@ class Twins:
         assert shape is not None
         if shape.c == 1 or shape.h * shape.w == 1:
             return self.shaped(value, shape.last, value)
+        source = _before_turning(value)
+        if source is not None:
+            return self.shaped(self.first(source), shape.last, value)
         value = self.shaped(value, shape.first, value)
         return self.new("Transpose", [value], shape.last, {"perm": list(TO_LAST)}, value)
 
@@ -141,6 +144,17 @@ class Twins:
         node = ir.node(op, inputs, attributes, outputs=[output], name=fresh_name(self.graph, f"{like.name}_turn"))
         self.insert(node)
         return output
+
+
+def _before_turning(value: ir.Value) -> ir.Value | None:
+    """x where `value` is a Transpose of it that its twin would undo; axes of one element lie anywhere."""
+    node = value.producer()
+    if node is None or node.op_type != "Transpose" or node.domain != "" or value.shape is None:
+        return None
+    rank = len(value.shape)
+    perm = list(node.attributes.get_ints("perm", list(reversed(range(rank)))))
+    axes = [perm[axis] for axis in (0, *range(2, rank), 1) if value.shape[axis] != 1]
+    return node.inputs[0] if perm[0] == 0 and axes == sorted(axes) else None
 
 
 SUCCESSOR = "graphopt.successor"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphopt.targets.llvm.plan import batched, gathers, phases, recurrent, reductions, resample, rms, softmaxes
+from graphopt.targets.llvm.plan import batched, gathers, norms, phases, recurrent, reductions, resample, rms, softmaxes
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins
 
@@ -19,7 +19,7 @@ EMIT: dict[str, Emit] = {
     "Gather": gathers.emit,
     "MatMul": batched.emit,
 }
-OWN: dict[tuple[str, str], Emit] = {kind.OPERATOR: kind.emit for kind in (phases, recurrent, rms)}
+OWN: dict[tuple[str, str], Emit] = {kind.OPERATOR: kind.emit for kind in (norms, phases, recurrent, rms)}
 """Operators that the plan itself puts in for others."""
 
 

@@ -81,7 +81,9 @@ def test_a_distilled_layer_is_replaced_and_pruned_weights_are_changed(digits: ir
     assert one.before == ["conv2"]
     assert one.after == ["conv2/depthwise-separable_0", "conv2/depthwise-separable_1"]
     (other,) = found.changed
-    assert (other.node, other.what) == ("conv3", ["constant 1 has other values in 4608 of 9216 places"])
+    assert other.node == "conv3"
+    assert other.what == ["constant 1 has other values in 4608 of 9216 places, by 0.267 of their norm, at most 0.0578"]
+    assert [(w.node, w.input, w.differ, w.size) for w in found.weights] == [("conv3", 1, 4608, 9216)]
 
 
 def test_quantizing_adds_nodes_and_leaves_the_others_matched(digits: ir.Model) -> None:
@@ -102,7 +104,7 @@ def test_each_kind_of_change_is_named() -> None:
     found = diff(before, small(body, weight=2.0))
     assert found.removed == ["pass"]
     assert [(c.node, c.what) for c in found.changed] == [
-        ("conv", ["constant 1 has other values in 54 of 54 places"]),
+        ("conv", ["constant 1 has other values in 54 of 54 places, by 1 of their norm, at most 1"]),
         ("shift", ["input 0 from pass -> act"]),
     ]
     body = BODY.replace("[act] r = Relu(h)", "[act] r = Elu <alpha=0.5> (h)")
@@ -166,7 +168,7 @@ def test_a_renamed_large_graph_with_a_part_cut_out_is_matched_around_it() -> Non
 def test_json_and_text_are_the_same_in_every_process(digits: ir.Model) -> None:
     found = diff(digits, after(digits, "fold-batch-norm,insert-qdq"))
     plain = json.loads(json.dumps(found.to_json()))
-    assert list(plain) == ["added", "removed", "changed", "fused", "replaced", "matched"]
+    assert list(plain) == ["added", "removed", "changed", "fused", "replaced", "retyped", "weights", "matched"]
     script = (
         "from graphopt.testing import from_text; from graphopt.diff import diff\n"
         "t = '<ir_version: 8, opset_import: [\"\" : 17]> g (float[2] x) => (float[2] y) {%s}'\n"

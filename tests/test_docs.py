@@ -106,6 +106,16 @@ def test_the_commands_of_the_quantization_page(workplace, tmp_path: Path):
     assert sizes["dynamic"] < 0.4 * sizes["model"]
 
 
+def test_the_commands_of_the_inspecting_page(workplace):
+    (example,) = blocks(DOCS / "inspecting.md", "")
+    printed = {line.split("#")[0].strip(): workplace(line + (" --seconds 0.1" if "bench" in line else ""))
+               for line in example.splitlines()}  # fmt: skip
+    assert "fused     conv1 (Conv) <- conv1, bn1" in printed["graphopt diff model.onnx faster.onnx"]
+    (compared,) = (text for line, text in printed.items() if " compare " in line)
+    assert "insert-qdq" in compared
+    assert all(printed.values())
+
+
 def test_the_python_of_the_readme(workplace, tmp_path: Path):
     (example,) = blocks(ROOT / "README.md", "python")
     example = example.replace('"input"', '"image"')  # what the digits model calls it

@@ -1,7 +1,7 @@
 """The command line: one file a command, each a thin layer over the Python API.
 
-Exit codes: 0 done; 2 usage; 3 model; 4 data; 5 pass; 6 lowering; 7 artifact; 8 fetch (see `graphopt.errors`);
-70 a bug in graphopt; 130 interrupted.
+Exit codes: 0 done; 1 `compare --fail` found too much; 2 usage; 3 model; 4 data; 5 pass; 6 lowering; 7 artifact;
+8 fetch (see `graphopt.errors`); 70 a bug in graphopt; 130 interrupted.
 """
 
 from __future__ import annotations

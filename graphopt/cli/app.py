@@ -10,6 +10,7 @@ from graphopt import __version__
 from graphopt.cli import (
     bench,
     calibrate,
+    compare,
     compile_,
     demo,
     diff,
@@ -61,6 +62,7 @@ app.command("bench")(bench.bench)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect_.inspect_)
 app.command("diff")(diff.diff)
+app.command("compare")(compare.compare)
 app.command("passes")(passes.passes)
 app.command("targets")(targets.targets)
 app.add_typer(models.app, name="models")

@@ -35,16 +35,22 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Show what each kernel takes, and compare nothing.")
     ] = False,
+    by_node: Annotated[
+        bool,
+        typer.Option("--by-node", help="With --profile: what each node of the model takes, beside onnxruntime."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Time an artifact beside onnxruntime on the model it was compiled from. A ratio above 1: graphopt is faster."""
     from graphopt.cli.show import print_json
     from graphopt.measure.artifact import bench_artifact
 
+    if by_node and not profile:
+        raise UsageError("--by-node goes with --profile.")
     if profile:
         if against:
             raise UsageError("--profile compares nothing: give either --profile or --against.")
-        _profile(artifact, threads, input, seconds, json)
+        (_profile_by_node if by_node else _profile)(artifact, threads, input, seconds, json)
         return
     row = bench_artifact(artifact, against=against or ["onnxruntime"], threads=threads, feeds=input, seconds=seconds)
     if json:
@@ -78,6 +84,33 @@ def _profile(artifact: Path, threads: int, input: Path | None, seconds: float, j
         _print_profile(found)
 
 
+def _profile_by_node(artifact: Path, threads: int, input: Path | None, seconds: float, json: bool) -> None:
+    import dataclasses
+
+    from graphopt.cli.show import print_json, print_table
+    from graphopt.measure.by_node import profile_by_node
+
+    found = profile_by_node(artifact, threads=threads, feeds=input, seconds=seconds)
+    if json:
+        print_json(dataclasses.asdict(found))
+        return
+    lines = [
+        [
+            *(_nodes(row.nodes), f"{row.ms:.3f}", f"{row.onnxruntime_ms:.3f}"),
+            *("" if row.ratio is None else f"{row.ratio:.2f}", ", ".join(map(_start, row.kernels))),
+        ]
+        for row in found.rows
+    ]
+    lines.append(["(of no node)", f"{found.other_ms:.3f}", f"{found.onnxruntime_other_ms:.3f}", "", ""])
+    print_table(["source nodes", "ms", "onnxruntime ms", "its time / ours", "kernels"], lines)
+    typer.echo(f"a run without the profiler: {found.total_ms:.3g} ms; nodes that either computes together are one row")
+
+
+def _nodes(names: list[str]) -> str:
+    more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    return (_end(names[0]) if names else "") + more
+
+
 def _print_profile(found: Profile) -> None:
     from graphopt.cli.show import print_table
 
@@ -85,9 +118,9 @@ def _print_profile(found: Profile) -> None:
     for row in found.kernels:
         rate = "" if row.gflops is None else f"{row.gflops:.0f}"
         peak = "" if row.gflops is None else f"{row.gflops / found.peak_gflops:.0%}"
-        more = f" +{len(row.nodes) - 1}" if len(row.nodes) > 1 else ""
-        nodes = _end(row.nodes[0]) + more if row.nodes else ""
-        lines.append([_start(row.name), str(row.calls), f"{row.ms:.3f}", f"{row.share:.1%}", rate, peak, nodes])
+        lines.append(
+            [_start(row.name), str(row.calls), f"{row.ms:.3f}", f"{row.share:.1%}", rate, peak, _nodes(row.nodes)]
+        )
     print_table(["kernel", "calls", "ms", "share", "GFLOP/s", "of peak", "source nodes"], lines)
     typer.echo(
         f"a run without the profiler: {found.total_ms:.3g} ms; peak of {found.threads} "

@@ -20,7 +20,7 @@ def diff(
     from graphopt.cli.show import print_json
     from graphopt.diff import diff as compare
 
-    result = compare(open_graph(before), open_graph(after))
+    result = compare(open_graph(before, sketched=True), open_graph(after, sketched=True))
     if json:
         print_json(result.to_json())
     else:

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def open_graph(path: Path) -> ir.Model:
-    """The model of an ONNX file, or the optimised graph inside an artifact."""
+def open_graph(path: Path, *, sketched: bool = False) -> ir.Model:
+    """The model of an ONNX file, only to look at when `sketched`, or the optimised graph inside an artifact."""
     if path.suffix != ".gopt":
-        from graphopt.graph import load
+        from graphopt.graph import load, sketch
 
-        return load(path)
+        return (sketch if sketched else load)(path)
     from graphopt.artifact import read
 
     return read(path).graph("after")

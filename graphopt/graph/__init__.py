@@ -5,7 +5,7 @@ The names below are what passes and targets use; `views` (networkx) and `cost` a
 
 from graphopt.graph.check import check
 from graphopt.graph.edit import add_constant, constant_array, fresh_name, remove_unused, used_once
-from graphopt.graph.load import from_proto, load, normalise
+from graphopt.graph.load import from_proto, load, normalise, sketch
 from graphopt.graph.opset import raise_opset
 from graphopt.graph.provenance import derive, sources
 from graphopt.graph.save import save, to_bytes
@@ -25,6 +25,7 @@ __all__ = [
     "raise_opset",
     "remove_unused",
     "save",
+    "sketch",
     "sources",
     "to_bytes",
     "used_once",

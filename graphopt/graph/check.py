@@ -27,7 +27,7 @@ def check(model: ir.Model) -> None:
 
     if not model.graph.outputs:
         raise ModelError("the graph has no outputs, so it computes nothing.")
-    _check_depth(model.graph, 0)
+    check_depth(model.graph)
     _check_ownership(model)
     proto = skeleton_proto(model)
     for output in proto.graph.output:  # the checker wants a shape there; an unknown rank is no fault
@@ -39,12 +39,13 @@ def check(model: ir.Model) -> None:
         raise ModelError(f"not a valid ONNX graph: {' '.join(str(error).split())[:600]}") from error
 
 
-def _check_depth(graph: ir.Graph, depth: int) -> None:
+def check_depth(graph: ir.Graph, depth: int = 0) -> None:
+    """Raise `ModelError` when subgraphs are nested more than `MAX_DEPTH` deep."""
     if depth > MAX_DEPTH:
         raise ModelError(f"subgraphs are nested more than {MAX_DEPTH} deep, below graph {graph.name!r}.")
     for node in graph:
         for sub in _subgraphs(node):
-            _check_depth(sub, depth + 1)
+            check_depth(sub, depth + 1)
 
 
 def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:

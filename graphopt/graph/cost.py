@@ -38,6 +38,12 @@ class NodeCost:
     bytes_read: int
     bytes_written: int
 
+    @property
+    def intensity(self) -> float:
+        """Arithmetic operations, two for each multiply-accumulate, for each byte read and written."""
+        moved = self.bytes_read + self.bytes_written
+        return 2 * self.macs / moved if moved else 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelCost:
@@ -61,7 +67,7 @@ def cost(model: ir.Model) -> ModelCost:
         constants.update(own)
         read = dict.fromkeys(value for value in node.inputs if value is not None)
         written = [value for value in node.outputs if value.name]
-        if any(_bytes(value) is None for value in [*read, *written]):
+        if any(value_bytes(value) is None for value in [*read, *written]):
             unknown.append(node.name or "")
         nodes.append(
             NodeCost(
@@ -71,8 +77,8 @@ def cost(model: ir.Model) -> ModelCost:
                 outputs=[_shape(value) for value in node.outputs],
                 parameters=sum(int(tensor.size) for tensor in own.values()),
                 macs=macs(node),
-                bytes_read=sum(_bytes(value) or 0 for value in read),
-                bytes_written=sum(_bytes(value) or 0 for value in written),
+                bytes_read=sum(value_bytes(value) or 0 for value in read),
+                bytes_written=sum(value_bytes(value) or 0 for value in written),
             )
         )
     return ModelCost(
@@ -155,7 +161,7 @@ def _shape(value: ir.Value) -> Shape | None:
     return tuple(dim if isinstance(dim, int) else str(dim.value or "?") for dim in value.shape)
 
 
-def _bytes(value: ir.Value) -> int | None:
+def value_bytes(value: ir.Value) -> int | None:
     """Bytes of a tensor value, sub-byte types packed; None when rank or type is unknown."""
     dims: Sequence[int] | None = _dims(value)
     if dims is None or value.dtype is None or value.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):

@@ -39,10 +39,13 @@ def mark_sources(model: ir.Model) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """Before a pass: value name -> sources of its producer, and what each node said of its sources."""
+    """Before a pass: value name -> sources of its producer, what each node said of its sources, and what it read that
+    the pass may have changed: constants and attributes.
+    """
 
     values: dict[str, list[str]]
     nodes: dict[ir.Node, str | None]
+    held: dict[ir.Node, tuple[object, ...]]
 
 
 def snapshot(model: ir.Model) -> Snapshot:
@@ -51,15 +54,22 @@ def snapshot(model: ir.Model) -> Snapshot:
     return Snapshot(
         {value.name: sources(node) for node in nodes for value in node.outputs if value.name},
         {node: node.metadata_props.get(SOURCE) for node in nodes},
+        {node: _held(node) for node in nodes},
     )
+
+
+def _held(node: ir.Node) -> tuple[object, ...]:
+    """Constants by identity, attributes by name and identity."""
+    constants = (None if v is None or not v.is_initializer() else v.const_value for v in node.inputs)
+    return (*constants, *(part for item in sorted(node.attributes.items()) for part in item))
 
 
 def stamp(model: ir.Model, before: Snapshot, pass_name: str) -> None:
     """Complete the provenance after `pass_name` ran.
 
     A node that now yields a value inherits the sources of the node that yielded it before. A new node with no
-    such output inherits from the producers of its inputs, else from its consumers. New nodes and those with new
-    sources are marked with the pass.
+    such output inherits from the producers of its inputs, else from its consumers. New nodes, and those with new
+    sources, constants or attributes, are marked with the pass.
     """
     orphans: list[ir.Node] = []
     for node in model.graph.all_nodes():
@@ -69,13 +79,23 @@ def stamp(model: ir.Model, before: Snapshot, pass_name: str) -> None:
             _set_sources(node, names)
         if SOURCE not in node.metadata_props:
             orphans.append(node)
-        elif node not in before.nodes or node.metadata_props[SOURCE] != before.nodes[node]:
+        elif (
+            node not in before.nodes
+            or node.metadata_props[SOURCE] != before.nodes[node]
+            or _changed(before.held[node], _held(node))
+        ):
             _add_pass(node, pass_name)
     for node in orphans:
         _inherit(node, [v.producer() for v in node.inputs if v is not None], pass_name)
     for node in reversed(orphans):
         if not sources(node):
             _inherit(node, [user for v in node.outputs for user in v.consumers()], pass_name)
+
+
+def _changed(was: tuple[object, ...], now: tuple[object, ...]) -> bool:
+    if len(was) != len(now):
+        return True
+    return any(a is not b and not (isinstance(a, str) and a == b) for a, b in zip(was, now, strict=True))
 
 
 def _inherit(node: ir.Node, relatives: Iterable[ir.Node | None], pass_name: str) -> None:

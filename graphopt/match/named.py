@@ -30,7 +30,7 @@ def origins(before: ir.Model, after: ir.Model) -> Origins:
     """Where the nodes of both models say that they come from."""
     olds, news = list(before.graph.all_nodes()), list(after.graph.all_nodes())
     said = {node: frozenset(sources(node) or [node.name or ""]) for node in [*olds, *news]}
-    if any(PASSES in node.metadata_props or said[node] != {node.name or ""} for node in said):
+    if any(PASSES in node.metadata_props or said[node] != frozenset([node.name or ""]) for node in said):
         stems = frozenset(name for node in olds for name in said[node])
         if 2 * sum(not stems.isdisjoint(said[node]) for node in news) >= len(news):
             return Origins(said, passes=True, names=True)

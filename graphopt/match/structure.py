@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphopt.match.named import kind
 from graphopt.match.order import canonical_order, longest_rising
-from graphopt.match.traits import around, digests, family, histories, look, shapes
+from graphopt.match.traits import Looks, around, digests, family, histories, look, shapes
 
 CELLS = 2 * 10**8
 """Pairs of nodes that one alignment weighs at most; a longer stretch is cut in two."""
@@ -35,15 +35,16 @@ def by_structure(
     if not left or not right:
         return
     marks = {node: index for index, pair in enumerate(pairs.items()) for node in pair}
-    ahead_old, back_old = histories(before, marks)
-    ahead_new, back_new = histories(after, marks)
+    looks = {node: look(node) for graph in (before, after) for node in graph.all_nodes()}
+    ahead_old, back_old = histories(before, looks, marks)
+    ahead_new, back_new = histories(after, looks, marks)
     back = {**back_old, **back_new}
     both: dict[ir.Node, Hashable] = {node: (label, back[node]) for node, label in {**ahead_old, **ahead_new}.items()}
     pairs.update(_alike(left, right, both))
     left, right = rest(olds, news, pairs)
     if not left or not right:
         return
-    traits = _traits([before, after], {*left, *right})
+    traits = _traits([before, after], looks, {*left, *right})
     for some, others in _stretches(canonical_order(before), canonical_order(after), {*left, *right}, pairs):
         pairs.update(_align(some, others, traits))
     _spread({*left} - {*pairs}, {*right} - {*pairs.values()}, pairs)
@@ -99,7 +100,7 @@ Column = np.ndarray[Any, Any]
 Traits = Mapping[ir.Node, tuple[int, ...]]
 
 
-def _traits(graphs: Iterable[ir.Graph], wanted: set[ir.Node]) -> Traits:
+def _traits(graphs: Iterable[ir.Graph], looks: Looks, wanted: set[ir.Node]) -> Traits:
     """For each node a number for each trait, equal for equal ones; -1 where a node has nothing to compare."""
     numbers: dict[Hashable, int] = {}
 
@@ -108,9 +109,9 @@ def _traits(graphs: Iterable[ir.Graph], wanted: set[ir.Node]) -> Traits:
 
     found: dict[ir.Node, tuple[int, ...]] = {}
     for graph in graphs:
-        near = around(graph)
+        near = around(graph, looks)
         for node in (node for node in near if node in wanted):
-            traits = (family(node), look(node), shapes(node) or None, near[node], digests(node), _result(node))
+            traits = (family(node), looks[node], shapes(node) or None, near[node], digests(node), _result(node))
             found[node] = tuple(number(trait and (index, trait)) for index, trait in enumerate(traits))
     return found
 

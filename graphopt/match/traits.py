@@ -51,8 +51,14 @@ def digests(node: ir.Node) -> Hashable:
     return tuple((i, tuple(t.shape.numpy()), fingerprint(t)) for i, t in large) or None
 
 
-def histories(graph: ir.Graph, marks: Mapping[ir.Node, int]) -> tuple[dict[ir.Node, int], dict[ir.Node, int]]:
-    """For each node a hash of all that leads to it, and of all that it leads to, both as far as the marked nodes.
+Looks = Mapping[ir.Node, Hashable]
+
+
+def histories(
+    graph: ir.Graph, looks: Looks, marks: Mapping[ir.Node, int]
+) -> tuple[dict[ir.Node, int], dict[ir.Node, int]]:
+    """For each node a hash of all that leads to it, and of all that it leads to, both as far as the marked nodes;
+    `looks` is the `look` of each.
 
     Weisfeiler-Lehman labels (Shervashidze et al. 2011) of a directed acyclic graph, refined to the end at once.
     """
@@ -60,7 +66,7 @@ def histories(graph: ir.Graph, marks: Mapping[ir.Node, int]) -> tuple[dict[ir.No
     ahead: dict[ir.Node, int] = {}
     entry = {value: index for index, value in enumerate(graph.inputs)}
     for node in nodes:
-        ahead[node] = marks.get(node, hash((look(node), tuple(_source(v, entry, ahead) for v in node.inputs))))
+        ahead[node] = marks.get(node, hash((looks[node], tuple(_source(v, entry, ahead) for v in node.inputs))))
     back: dict[ir.Node, int] = {}
     leaves = {value: index for index, value in enumerate(graph.outputs)}
     for node in reversed(nodes):
@@ -68,7 +74,7 @@ def histories(graph: ir.Graph, marks: Mapping[ir.Node, int]) -> tuple[dict[ir.No
             sorted([(back.get(user, 0), slot) for user, slot in value.uses()] + [(leaves.get(value, -1), -1)])
             for value in node.outputs
         ]
-        back[node] = marks.get(node, hash((look(node), str(uses))))
+        back[node] = marks.get(node, hash((looks[node], str(uses))))
     return ahead, back
 
 
@@ -83,12 +89,11 @@ def _source(value: ir.Value | None, entry: dict[ir.Value, int], ahead: dict[ir.N
     return "constant", str(value.dtype), str(value.shape)
 
 
-def around(graph: ir.Graph) -> dict[ir.Node, Hashable]:
+def around(graph: ir.Graph, looks: Looks) -> dict[ir.Node, Hashable]:
     """For each node its own look and that of the nodes next to it."""
-    own = {node: look(node) for node in graph.all_nodes()}
     found: dict[ir.Node, Hashable] = {}
-    for node in own:
-        sides = [own.get(p) for v in node.inputs if v is not None and (p := v.producer()) is not None]
-        users = sorted(str(own.get(user)) for value in node.outputs for user, _ in value.uses())
-        found[node] = (own[node], tuple(sides), tuple(users))
+    for node in graph.all_nodes():
+        sides = [looks.get(p) for v in node.inputs if v is not None and (p := v.producer()) is not None]
+        users = sorted(str(looks.get(user)) for value in node.outputs for user, _ in value.uses())
+        found[node] = (looks[node], tuple(sides), tuple(users))
     return found

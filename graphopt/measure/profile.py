@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +76,24 @@ def profile(program: Executable, feeds: Mapping[str, Any], *, seconds: float = 3
         DataError: the inputs don't fit.
         UsageError: the artifact was not compiled for a CPU: what is called returns before it is done.
     """
+    known: Mapping[str, Any] = program.report["target"].get("kernels", {})
+    runs, whole = watch(program, feeds, seconds)
+    rows = [_row(name, runs, known.get(name, {})) for name in runs[0].seconds]
+    total = sum(row.ms for row in rows) or 1.0
+    rows = [dataclasses.replace(row, share=row.ms / total) for row in rows]
+    return sorted(rows, key=lambda row: -row.ms), median(whole)
+
+
+def watch(
+    program: Executable, feeds: Mapping[str, Any], seconds: float, also: Callable[[], object] | None = None
+) -> tuple[list[Run], list[float]]:
+    """What `program` called in each of at least five runs, and the milliseconds of as many without the profiler.
+
+    They take turns, with calls of `also` between. Raises as `profile` does.
+    """
     if program.manifest.device != "cpu":
         raise UsageError(f"{program.name} runs on {program.manifest.device}: kernels are timed on the CPU only.")
-    known: Mapping[str, Any] = program.report["target"].get("kernels", {})
-    runs: list[_Run] = []
+    runs: list[Run] = []
     whole: list[float] = []
     program.run(feeds)
     stop = time.perf_counter() + seconds
@@ -87,24 +101,24 @@ def profile(program: Executable, feeds: Mapping[str, Any], *, seconds: float = 3
         start = time.perf_counter()
         program.run(feeds)
         whole.append((time.perf_counter() - start) * 1e3)
-        runs.append(_Run())
+        runs.append(Run())
         program.instrument(runs[-1].around)
         try:
             program.run(feeds)
         finally:
             program.instrument(None)
-    rows = [_row(name, runs, known.get(name, {})) for name in runs[0].calls]
-    total = sum(row.ms for row in rows) or 1.0
-    rows = [dataclasses.replace(row, share=row.ms / total) for row in rows]
-    return sorted(rows, key=lambda row: -row.ms), _median(whole)
+        if also is not None:
+            also()
+    return runs, whole
 
 
-class _Run:
-    """What one run called. Functions nest nowhere but in Relax functions, which have no rows of their own."""
+class Run:
+    """What one run called, and the seconds of each call. Functions nest nowhere but in Relax functions, which have no
+    rows of their own.
+    """
 
     def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.calls: defaultdict[str, int] = defaultdict(int)
+        self.seconds: defaultdict[str, list[float]] = defaultdict(list)
         self.elements: defaultdict[str, int] = defaultdict(int)
         self._start = 0.0
 
@@ -113,20 +127,20 @@ class _Run:
         if not before:
             elapsed = time.perf_counter() - self._start
             row = RUNTIME if name.startswith(BUILTIN) else name
-            self.seconds[row] += elapsed
-            self.calls[row] += 1
+            self.seconds[row].append(elapsed)
             self.elements[row] += math.prod(getattr(arguments[-1], "shape", ())) if arguments else 0
         else:
             self._start = time.perf_counter()
 
 
-def _row(name: str, runs: list[_Run], known: Mapping[str, Any]) -> KernelTime:
-    seconds = _median([run.seconds[name] for run in runs])
+def _row(name: str, runs: list[Run], known: Mapping[str, Any]) -> KernelTime:
+    seconds = median([sum(run.seconds[name]) for run in runs])
     macs = runs[0].elements[name] * known.get("macs_per_element", 0.0)
     gflops = 2e-9 * macs / seconds if macs and seconds else None
-    return KernelTime(name, runs[0].calls[name], seconds * 1e3, 0.0, gflops, list(known.get("nodes", [])))
+    return KernelTime(name, len(runs[0].seconds[name]), seconds * 1e3, 0.0, gflops, list(known.get("nodes", [])))
 
 
-def _median(values: list[float]) -> float:
+def median(values: list[float]) -> float:
+    """The middle one of `values`; of an even number the upper."""
     ordered = sorted(values)
     return ordered[len(ordered) // 2]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.data import Batches, Feeds
+from graphopt.noise import Sums, decibels
 from graphopt.oracle import Session
 from graphopt.passes.batch_norm.reading import is_onnx
 from graphopt.passes.correct.twin import float_twin
@@ -17,9 +18,6 @@ from graphopt.passes.correct.walk import sample, segment
 from graphopt.progress import track
 
 Array = np.ndarray[Any, Any]
-
-CLEAN = 200.0
-"""Decibels said of a value without any error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +101,9 @@ def _at_nodes(
 
 
 def _powers(want: Array, got: Array) -> Array:
-    a, b = want.astype(np.float64), got.astype(np.float64)
-    return np.array([np.square(a).sum(), np.square(a - b).sum()])
+    sums = Sums()
+    sums.add(want, got)
+    return np.array([sums.signal, sums.noise])
 
 
 def _output_noise(wanted: Iterable[Mapping[str, Array]], got: Iterable[Mapping[str, Array]]) -> float:
@@ -114,10 +113,3 @@ def _output_noise(wanted: Iterable[Mapping[str, Array]], got: Iterable[Mapping[s
             if array.dtype.kind in "fiub":
                 sums[name] = sums.get(name, np.zeros(2)) + _powers(array, have[name])
     return decibels(1.0, float(np.mean([10 ** (-decibels(*pair) / 10) for pair in sums.values()])) if sums else 0.0)
-
-
-def decibels(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)``, at most `CLEAN`."""
-    if not np.isfinite(noise):
-        return -CLEAN
-    return float(np.clip(10 * np.log10(max(signal, 1e-300) / max(noise, 1e-300)), -CLEAN, CLEAN)) if noise else CLEAN

@@ -26,6 +26,8 @@ class Origin:
 
     nodes: tuple[str, ...]
     macs_per_element: float
+    calls: tuple[tuple[str, ...], ...] = ()
+    """The nodes of each call, for a function that is called more than once, in the order of the calls."""
 
 
 def origin(node: ir.Node) -> Origin:
@@ -46,7 +48,8 @@ def origins_of_functions(module: tvm.IRModule, sources: Mapping[str, Origin]) ->
 
     `FuseOps` must be the last step taken: a group's bindings still carry the names of the operators it computes, and so
     does the call of a lone one. Calls of one function do the same for different nodes: all nodes are listed, the
-    arithmetic is that of one call. What a group ends in has lost its name, unless it is an output of the model.
+    arithmetic is that of one call; `calls` tells them apart. What a group ends in has lost its name, unless it is an
+    output of the model.
     """
     functions = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, relax.Function)}
     groups = {name: f for name, f in functions.items() if f.attrs.get("Primitive")}
@@ -62,7 +65,11 @@ def origins_of_functions(module: tvm.IRModule, sources: Mapping[str, Origin]) ->
                     _together(sources[b.var.name] for b in inner if b.var.name in sources)
                 )
     return {
-        name: Origin(_together(calls).nodes, max(call.macs_per_element for call in calls))
+        name: Origin(
+            _together(calls).nodes,
+            max(call.macs_per_element for call in calls),
+            tuple(call.nodes for call in calls) if len(calls) > 1 else (),
+        )
         for name, calls in found.items()
     }
 

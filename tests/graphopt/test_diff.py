@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from graphopt.base import Context
 from graphopt.data import open_data
 from graphopt.diff import diff
 from graphopt.graph import load
-from graphopt.inspect import inspect
 from graphopt.models import get
 from graphopt.pipeline import parse_pipeline, run
 from graphopt.testing import from_text
@@ -181,17 +179,3 @@ def test_json_and_text_are_the_same_in_every_process(digits: ir.Model) -> None:
         for seed in ("1", "2")
     }
     assert len(runs) == 1
-
-
-def test_inspect_counts_and_lists(digits: ir.Model) -> None:
-    summary = inspect(digits)
-    assert (summary.node_count, summary.parameters, summary.macs) == (21, 38138, 654816)
-    assert list(summary.ops.items())[:3] == [("BatchNormalization", 5), ("Conv", 5), ("Relu", 5)]
-    assert summary.inputs[0].shape == ["N", 1, 8, 8]
-    plain = json.loads(json.dumps(dataclasses.asdict(summary)))
-    assert plain["nodes"][3]["macs"] == 294912
-    text = str(summary)
-    assert "38,138 parameters in 152,552 bytes, 654,816 MACs" in text
-    assert next(line for line in text.splitlines() if line.startswith("conv2")).split() == [
-        *("conv2", "Conv", "[N,32,8,8]", "4,608", "294,912", "45.0%", "22,528", "8,192")
-    ]  # fmt: skip

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.diff import GraphDiff, diff
-from graphopt.graph import load
+from graphopt.graph import load, save
 from graphopt.match.order import longest_rising
 from graphopt.models import get
 from graphopt.pipeline import preset, run
@@ -232,3 +232,24 @@ def test_longest_rising() -> None:
     assert longest_rising([]) == []
     assert longest_rising([5, 1, 2, 9, 3, 4]) == [1, 2, 4, 5]
     assert longest_rising([3, 3, 3]) in ([0], [1], [2])
+
+
+def test_graphs_that_are_not_valid_onnx_are_compared_as_well(tmp_path: Path, graphopt) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { [a] h = Relu(x) [b] y = OP(h) }'
+    for name, op in (("a.onnx", "Neg"), ("b.onnx", "NoSuchOperator")):
+        (tmp_path / name).write_bytes(ir.to_proto(ir.from_onnx_text(text.replace("OP", op))).SerializeToString())
+    found = graphopt("diff", tmp_path / "a.onnx", tmp_path / "b.onnx", "--json").json
+    assert (found["matched"], found["replaced"]) == ([["a", "a"]], [{"before": ["b"], "after": ["b"]}])
+    (tmp_path / "a.onnx").write_bytes(b"no ONNX at all")
+    assert graphopt("diff", tmp_path / "a.onnx", tmp_path / "b.onnx").code == 3
+    assert graphopt("diff", tmp_path / "b.onnx", tmp_path / "none.onnx").code == 3
+
+
+@pytest.mark.slow
+def test_the_command_on_ten_thousand_nodes(tmp_path: Path, graphopt) -> None:
+    before, after = residual(2500), renamed(residual(2500, folded=True))
+    paths = [save(model, tmp_path / f"{name}.onnx") for name, model in (("a", before), ("b", after))]
+    start = time.process_time()
+    found = graphopt("diff", *paths, "--json").json
+    assert time.process_time() - start < 5
+    assert len(found["fused"]) == 2500

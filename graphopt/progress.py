@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,3 +19,16 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     from rich.progress import track as rich_track
 
     yield from rich_track(items, description=description, total=total, console=Console(stderr=True), transient=True)
+
+
+@contextlib.contextmanager
+def status(description: str) -> Generator[Callable[[str], None], None, None]:
+    """A line with a spinner, where there is no telling how long it takes; yields what changes its text."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(escape(description)) as line:
+        yield lambda text: line.update(escape(text))

@@ -15,7 +15,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [text for name, text in found if name == language]
 
 
 @pytest.fixture
@@ -39,6 +40,24 @@ def test_the_pages_own_tests_pass(plugin: Path):
         cwd=plugin.parent, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_pages_tests_on_random_graphs_and_models_pass(plugin: Path):
+    test = plugin.with_name("test_random.py")
+    test.write_text(blocks(DOCS / "writing-passes.md", "python")[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)],
+        cwd=plugin.parent, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_commands_for_pass_authors(workplace, plugin: Path):
+    lines = [line for block in blocks(DOCS / "writing-passes.md", "") for line in block.splitlines()]
+    assert sum(line.startswith("graphopt reduce") for line in lines) == 2
+    for line in lines:
+        if not line.startswith("graphopt reduce"):  # there is nothing to reduce here, and no my-check: see test_reduce
+            assert workplace(line)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

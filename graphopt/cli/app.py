@@ -9,18 +9,22 @@ import typer
 from graphopt import __version__
 from graphopt.cli import (
     bench,
+    bisect,
     calibrate,
     compare,
     compile_,
     demo,
     diff,
     evaluate,
+    explain,
     export,
     inspect_,
     models,
+    new_pass,
     opt,
     passes,
     quantize,
+    reduce,
     run,
     sensitivity,
     targets,
@@ -63,6 +67,10 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect_.inspect_)
 app.command("diff")(diff.diff)
 app.command("compare")(compare.compare)
+app.command("explain")(explain.explain)
+app.command("bisect")(bisect.bisect)
+app.command("reduce")(reduce.reduce)
+app.command("new-pass")(new_pass.new_pass)
 app.command("passes")(passes.passes)
 app.command("targets")(targets.targets)
 app.add_typer(models.app, name="models")

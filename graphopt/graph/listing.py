@@ -8,13 +8,17 @@ import onnx_ir as ir
 def listing(model: ir.Model) -> str:
     """The main graph with the type of every value; weights by shape only, subgraphs by the word "graph"."""
     lines = [f"{v.name}: {_type(v)}" for v in model.graph.inputs]
-    for node in model.graph:
-        attributes = ", ".join(f"{name}={_attribute(a)}" for name, a in sorted(node.attributes.items()))
-        outputs = ", ".join(f"{v.name}: {_type(v)}" for v in node.outputs)
-        inputs = ", ".join("-" if v is None else _operand(v) for v in node.inputs)
-        lines.append(f"{outputs} = {node.op_type}({inputs})" + (f" <{attributes}>" if attributes else ""))
+    lines.extend(map(node_line, model.graph))
     lines.append("return " + ", ".join(str(v.name) for v in model.graph.outputs))
     return "\n".join(lines) + "\n"
+
+
+def node_line(node: ir.Node) -> str:
+    """One node as `listing` shows it."""
+    attributes = ", ".join(f"{name}={_attribute(a)}" for name, a in sorted(node.attributes.items()))
+    outputs = ", ".join(f"{v.name}: {_type(v)}" for v in node.outputs)
+    inputs = ", ".join("-" if v is None else _operand(v) for v in node.inputs)
+    return f"{outputs} = {node.op_type}({inputs})" + (f" <{attributes}>" if attributes else "")
 
 
 def _operand(value: ir.Value) -> str:

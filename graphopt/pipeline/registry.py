@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -117,7 +118,8 @@ def load_plugin(path: str | Path) -> list[str]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UsageError(f"the plugin {path} failed to load: {type(error).__name__}: {error}") from error
-    found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Pass) and c.__module__ == name]
+    classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Pass) and c.__module__ == name]
+    found = [c for c in classes if not inspect.isabstract(c)]  # what several passes derive from is none itself
     if not found:
         raise UsageError(f"the plugin {path} defines no pass: a subclass of graphopt.Pass is needed.")
     for cls in found:

@@ -48,13 +48,13 @@ def check_preserved(
     """
     if list(before) != list(after):
         raise PassError(f"{who} changed the model's outputs from {list(before)} to {list(after)}.")
-    wanted, given = _tensors(before), _tensors(after)
+    wanted, given = tensors(before), tensors(after)
     if list(wanted) != list(given):
         raise PassError(f"{who} changed the length of a sequence: from {list(wanted)} to {list(given)}.")
     worst = 0.0
     for name, want in wanted.items():
         got, is_number = given[name], want.dtype.kind in NUMBERS
-        error, bound = worst_error(want, got, _rtol(preserves, want.dtype), preserves.atol)
+        error, bound = worst_error(want, got, allowed_rtol(preserves, want.dtype), preserves.atol)
         if preserves.kind == "lossy":
             bound = np.finfo(np.float64).max if is_number else np.inf
         if error > bound:
@@ -68,7 +68,7 @@ def check_preserved(
     return worst
 
 
-def _tensors(outputs: Mapping[str, Any]) -> dict[str, Array]:
+def tensors(outputs: Mapping[str, Any]) -> dict[str, Array]:
     """Outputs as arrays; those of a sequence one by one, maps and absent optionals as arrays of one object."""
     arrays: dict[str, Array] = {}
     for name, output in outputs.items():
@@ -89,7 +89,7 @@ def _moved(name: str, want: Array, got: Array, error: float, bound: float) -> st
     return f"output {name!r} has other values than before"
 
 
-def _rtol(preserves: Preserves, dtype: np.dtype[Any]) -> float:
+def allowed_rtol(preserves: Preserves, dtype: np.dtype[Any]) -> float:
     """The declared tolerance, but in 16-bit floats at least eight roundings: no rewrite keeps less there."""
     if preserves.kind != "tolerance" or dtype.kind not in "fV" or dtype.itemsize > 2:
         return preserves.rtol

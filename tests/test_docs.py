@@ -135,6 +135,13 @@ def test_the_commands_of_the_inspecting_page(workplace):
     assert all(printed.values())
 
 
+def test_the_commands_of_the_pruning_page(workplace, tmp_path: Path):
+    for example in blocks(DOCS / "pruning.md", ""):
+        for line in example.splitlines():
+            assert workplace(line)
+            assert (tmp_path / "small.onnx").stat().st_size < 0.7 * (tmp_path / "model.onnx").stat().st_size
+
+
 def test_the_python_of_the_readme(workplace, tmp_path: Path):
     (example,) = blocks(ROOT / "README.md", "python")
     example = example.replace('"input"', '"image"')  # what the digits model calls it

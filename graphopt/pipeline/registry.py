@@ -31,6 +31,7 @@ PASSES: dict[str, str] = {
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
     "gptq": "graphopt.passes.gptq:Gptq",
     "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",
+    "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
     "prune-magnitude": "graphopt.passes.prune_magnitude:PruneMagnitude",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",

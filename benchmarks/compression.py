@@ -1,0 +1,149 @@
+"""Accuracy x speed x size of compressed reference models, with naive recipes as baselines in the same table.
+
+    python benchmarks/compression.py                                    # the labelled models, all recipes
+    python benchmarks/compression.py --models digits,mnist --json
+    python benchmarks/compression.py --models crepe-full --pipeline 'fold-batch-norm,prune-channels{macs=0.2}'
+
+`float` and `compressed` are the metric on `n` held-out labels, `agreement` the part of those samples where both models'
+first outputs have their largest score in the same place. `speedup` is the median over interleaved rounds of the time of
+graphopt's own float program (preset O2, llvm target) / that of the compressed model's, `speedup_vs_onnxruntime` that of
+onnxruntime on the float model. `size_ratio` is that of the ONNX files, `macs_ratio` that of the multiply-accumulates:
+the speed-up that they alone predict is its inverse. `seconds` is how long the recipe took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from describe import machine, versions
+
+from graphopt import models
+from graphopt.pipeline import PRESETS
+
+Row = dict[str, Any]
+RECIPES = {
+    "channels": "prune-channels{{macs={macs}}}",
+    "channels-int8": "prune-channels{{macs={macs}}},insert-qdq",
+    "random-channels": "prune-channels{{macs={macs},criterion=random,recover=false}}",
+    "smallest-channels": "prune-channels{{macs={macs},criterion=l2,recover=false}}",
+}
+"""After the preset O2. The last two are the textbook's: a random mask, and the smallest norms, neither refitted."""
+MACS = {"digits": 0.45, "mnist": 0.35, "crepe-full": 0.25, "crepe-tiny": 0.6, "angle-classifier": 0.7}
+"""The part of the multiply-accumulates that stays, by model; half of them for the others."""
+KEYS = ("model", "recipe", "metric", "float", "compressed", "n", "speedup", "speedup_vs_onnxruntime", "size_ratio")
+
+
+def pipeline_of(recipe: str, model: str) -> str:
+    """The pipeline that a recipe is for a model."""
+    return f"{PRESETS['O2']},{RECIPES[recipe].format(macs=MACS.get(model, 0.5))}"
+
+
+def measure(name: str, recipe: str, pipeline: str, asked: argparse.Namespace) -> Row:
+    """One row, measured by `one_compressed.py`."""
+    command = [sys.executable, str(Path(__file__).with_name("one_compressed.py")), name, "--pipeline", pipeline]
+    command += ["--threads", str(asked.threads), "--seconds", str(asked.seconds)]
+    root = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {
+        "TVM_NUM_THREADS": str(asked.threads),
+        "OMP_NUM_THREADS": str(asked.threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+    }
+    row: Row = dict.fromkeys(KEYS) | {"model": name, "recipe": recipe}
+    try:
+        done = subprocess.run(
+            command, env=environment, timeout=asked.timeout, capture_output=True, text=True, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return row | {"error": f"not done after {asked.timeout:g} s"}
+    try:
+        return row | json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        reason = done.stderr.strip().splitlines()[-1:] or [f"the process ended with {done.returncode}"]
+        return row | {"error": reason[0]}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    head = ["model", "recipe", "metric", "n", "float", "compressed", "size", "MACs", "x float", "x onnxruntime", ""]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [row["model"], row["recipe"], row["metric"] or "", str(row["n"] or "")]
+        cells += [_number(row[key], ".4f") for key in ("float", "compressed")]
+        cells += [_number(row.get(key), ".3f") for key in ("size_ratio", "macs_ratio")]
+        cells += [_number(row[key], ".2f") for key in ("speedup", "speedup_vs_onnxruntime")]
+        lines.append([*cells, " ".join(str(row.get("error") or "").split())[:90]])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def draw(rows: Sequence[Row], path: Path) -> bool:
+    """Points of the metric lost over speed, a marker's area by size; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        good = [r for r in rows if r["recipe"] == recipe and r["compressed"] is not None and r["speedup"]]
+        x = [row["speedup"] for row in good]
+        y = [100 * (row["compressed"] - row["float"]) for row in good]
+        axes.scatter(x, y, s=[300 * row["size_ratio"] for row in good], alpha=0.6, label=recipe)
+        for row, a, b in zip(good, x, y, strict=True):
+            axes.annotate(row["model"], (a, b), fontsize=7)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("speed: the float program's time / time")
+    axes.set_ylabel("points gained on held-out labels")
+    axes.legend(title="area: size of the file")
+    figure.savefig(path)
+    return True
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", help="comma-separated; default: all that have labels")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated")
+    parser.add_argument("--pipeline", action="append", default=[], help="a recipe given as a pipeline; repeatable")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure a row; 0: no speed")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds after which a row is given up")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--out", type=Path, help="write rows, machine and versions to this .json; a plot beside it")
+    asked = parser.parse_args()
+    labelled = [name for name in models.names() if models.get(name).evaluation is not None]
+    chosen = [models.get(name).name for name in asked.models.split(",")] if asked.models else labelled
+    recipes = list(filter(None, asked.recipes.split(",")))
+    unknown = [recipe for recipe in recipes if recipe not in RECIPES]
+    if unknown:
+        parser.error(f"there is no recipe {unknown[0]!r}; the recipes are {', '.join(RECIPES)}")
+    rows: list[Row] = []
+    for name in chosen:
+        todo = [(recipe, pipeline_of(recipe, name)) for recipe in recipes] + [(text, text) for text in asked.pipeline]
+        for recipe, pipeline in todo:
+            rows.append(measure(name, recipe, pipeline, asked))
+            if asked.out is not None:
+                asked.out.parent.mkdir(parents=True, exist_ok=True)
+                whole = {"machine": machine(), "versions": versions(), "rows": rows}
+                asked.out.write_text(json.dumps(whole, indent=1) + "\n")
+                draw(rows, asked.out.with_suffix(".svg"))
+            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(json.dumps(rows, indent=1) if asked.json else table(rows))
+    sys.exit(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    main()

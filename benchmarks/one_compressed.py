@@ -1,0 +1,111 @@
+"""One reference model, compressed by one pipeline; prints a JSON row. `compression.py` runs it in its own process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import api, models, oracle
+from graphopt.errors import GraphoptError
+from graphopt.graph import save
+from graphopt.graph.cost import cost
+from graphopt.measure import evaluate
+from graphopt.measure.latency import bench
+from graphopt.measure.rivals import open_rivals
+from graphopt.models import ReferenceModel
+from graphopt.pipeline import PRESETS
+
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
+
+
+def measure(reference: ReferenceModel, pipeline: str, threads: int, seconds: float) -> dict[str, Any]:
+    """Accuracy by onnxruntime on held-out labels, speed of the llvm target's programs, size of the ONNX files."""
+    model = api.open_model(reference.path())
+    example = reference.example(1)
+    batches = reference.calibration() if reference.calibration is not None else [example]
+    plain = api.run_pipeline(model, PRESETS["O2"], verify=False).model
+    start = time.perf_counter()
+    small = api.run_pipeline(model, pipeline, calibration=batches, verify=False).model
+    row: dict[str, Any] = {"pipeline": pipeline, "seconds": time.perf_counter() - start}
+    with tempfile.TemporaryDirectory() as folder:
+        bytes_ = [save(m, Path(folder) / f"{k}.onnx").stat().st_size for k, m in enumerate((plain, small))]
+    row["size_ratio"] = bytes_[1] / bytes_[0]
+    row["macs_ratio"] = cost(small).macs / max(cost(plain).macs, 1)
+    row |= _accuracy(reference, plain, small)
+    return row | (_speed(model, plain, small, example, threads, seconds) if seconds else {})
+
+
+def _accuracy(reference: ReferenceModel, plain: ir.Model, small: ir.Model) -> dict[str, Any]:
+    evaluation = reference.evaluation() if reference.evaluation is not None else None
+    if evaluation is None:
+        return {"metric": None, "n": 0}
+    best: list[list[Array]] = []
+
+    def run(model: ir.Model) -> float:
+        session, kept = oracle.Session(model), list[Array]()
+        best.append(kept)
+
+        def keep(feeds: Feeds) -> Feeds:
+            results = session.run(feeds)
+            kept.append(next(iter(results.values())).argmax(axis=-1).reshape(-1))
+            return results
+
+        return evaluate(keep, evaluation)
+
+    row: dict[str, Any] = {"metric": evaluation.metric, "n": evaluation.n}
+    row |= {"float": run(plain), "compressed": run(small)}
+    first, second = (np.concatenate(kept) for kept in best)
+    return row | {"agreement": float((first == second).mean())}
+
+
+def _speed(
+    model: ir.Model, plain: ir.Model, small: ir.Model, example: Feeds, threads: int, seconds: float
+) -> dict[str, Any]:
+    """All take turns on the example, every free dimension bound to its size."""
+    free = {
+        str(dim.value): example[str(value.name)].shape[axis]
+        for value in model.graph.inputs
+        for axis, dim in enumerate(value.shape or ())
+        if not isinstance(dim, int)
+    }
+    runners: dict[str, Any] = {}
+    for name, candidate in (("compressed", small), ("float", plain)):
+        runners[name] = api.compile(candidate, f"llvm{{threads={threads}}}", PRESETS["O1"], dims=free, verify=False).run
+    bound = api.open_model(model, free)
+    runners["onnxruntime"] = open_rivals(["onnxruntime"], bound, threads)["onnxruntime"]
+    rows = bench(runners, example, baseline="compressed", seconds=seconds)
+    ratio = {row.name: 1 / row.ratio for row in rows}
+    return {
+        "speedup": ratio["float"],
+        "speedup_vs_onnxruntime": ratio["onnxruntime"],
+        "compressed_ms": rows[0].median_ms,
+        "rounds": rows[0].rounds,
+    }
+
+
+def main() -> None:
+    """Measure as the arguments say; a graphopt error becomes the row's ``error``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--pipeline", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    asked = parser.parse_args()
+    row: dict[str, Any] = {"model": asked.model}
+    try:
+        row |= measure(models.get(asked.model), asked.pipeline, asked.threads, asked.seconds)
+    except GraphoptError as error:
+        row["error"] = str(error)
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The compression benchmark's one command, on the smallest model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "compression.py"
+KEYS = {"model", "recipe", "metric", "float", "compressed", "n", "speedup", "speedup_vs_onnxruntime", "size_ratio"}
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_rows_of_channel_pruning_and_its_baseline(tmp_path):
+    out = tmp_path / "results" / "compression.json"
+    recipes = "channels,random-channels"
+    done = run("--models", "digits", "--recipes", recipes, "--seconds", "0.1", "--json", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    pruned, naive = json.loads(done.stdout)
+    assert pruned.keys() >= KEYS
+    assert (pruned["model"], pruned["recipe"], pruned["metric"], pruned["n"]) == ("digits", "channels", "accuracy", 500)
+    assert pruned["float"] == 0.994
+    assert pruned["compressed"] >= pruned["float"] - 0.01
+    assert naive["compressed"] < pruned["compressed"] - 0.1
+    assert 0 < pruned["size_ratio"] < 0.6
+    assert pruned["speedup"] > 0
+    assert pruned["speedup_vs_onnxruntime"] > 0
+    assert json.loads(out.read_text())["rows"] == [pruned, naive]
+
+
+def test_a_pipeline_that_fails_is_a_row_and_an_unknown_recipe_an_error():
+    done = run("--models", "digits", "--recipes", "", "--pipeline", "prune-channels{criterion=none}", "--json")
+    assert done.returncode == 1
+    (row,) = json.loads(done.stdout)
+    assert row.keys() >= KEYS
+    assert "criterion" in row["error"]
+    assert "there is no recipe 'x'" in run("--models", "digits", "--recipes", "x").stderr

@@ -121,7 +121,7 @@ def run_pipeline(
     """What `optimize` does, with the account of each pass kept. `observers` come before the checks."""
     from graphopt.data import open_data
     from graphopt.pipeline import parse_pipeline, run
-    from graphopt.pipeline.observers import MeasureMemory, VerifyStructure
+    from graphopt.pipeline.observers import MeasureMemory, MeasureSize, VerifyStructure
 
     passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else list(pipeline)
     for pass_ in passes:
@@ -132,7 +132,7 @@ def run_pipeline(
     opened = open_model(model, dims)
     batches = None if calibration is None else open_data(calibration, opened)
     context = Context(calibration=batches, seed=seed)
-    checks: list[Observer] = [VerifyStructure(), MeasureMemory()]
+    checks: list[Observer] = [VerifyStructure(), MeasureMemory(), MeasureSize()]
     if verify and passes:
         checks.append(_numeric_check(opened, context))
     return run(opened, passes, context, [*observers, *checks])

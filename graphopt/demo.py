@@ -70,7 +70,8 @@ def run_demo(
 ) -> Iterator[Stage | Built]:
     """Yield the float baseline, a `Stage` after each pass, and a `Built` for each target, as they are done.
 
-    Leaves ``NN-pass.onnx`` and ``TARGET.gopt`` in `folder`. `seconds`: how long each latency is measured.
+    Leaves ``NN-pass.onnx``, ``TARGET.gopt`` and, of llvm, ``report.html`` in `folder`.
+    `seconds`: how long each latency is measured.
 
     Raises:
         UsageError: the model has no labelled data, or no calibration data.
@@ -84,17 +85,34 @@ def run_demo(
     evaluation, feeds = model.evaluation(), model.example(1)
     before = open_model(model.path())
     baseline = oracle.Session(before, optimised=True)
-    yield _stage("float baseline", None, before, before, folder / "00-float.onnx", baseline, evaluation, feeds, seconds)
-    current, steps = before, list[Any]()
+    stage = _stage(
+        "float baseline", None, before, before, folder / "00-float.onnx", baseline, evaluation, feeds, seconds
+    )
+    yield stage
+    current, steps, score = before, list[Any](), stage.metric
     for number, pass_ in enumerate(pipeline, 1):
         result = run_pipeline(current, [pass_], calibration=model.calibration)
         current, steps = result.model, [*steps, *result.steps]
         path = folder / f"{number:02}-{pass_.name}.onnx"
-        yield _stage(pass_.name, result.steps[0], before, current, path, baseline, evaluation, feeds, seconds)
+        stage = _stage(pass_.name, result.steps[0], before, current, path, baseline, evaluation, feeds, seconds)
+        result.steps[0].facts["score"] = {
+            "metric": evaluation.metric, "n": evaluation.n, "before": score, "value": stage.metric,
+        }  # fmt: skip
+        score = stage.metric
+        yield stage
     from graphopt.pipeline import Result
 
     for target in targets:
         yield _built(target, before, Result(current, steps), folder, baseline, evaluation, feeds, seconds)
+    if "llvm" in targets:
+        _report(folder, next(evaluation.feeds()), seconds)
+
+
+def _report(folder: Path, feeds: dict[str, Any], seconds: float) -> None:
+    """``report.html``: the llvm artifact, with errors on labelled samples."""
+    from graphopt import report
+
+    report.write(report.of_artifact(folder / "llvm.gopt", feeds=feeds, seconds=seconds), folder / "report.html")
 
 
 def _stage(

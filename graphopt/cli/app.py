@@ -25,6 +25,7 @@ from graphopt.cli import (
     passes,
     quantize,
     reduce,
+    report,
     run,
     sensitivity,
     targets,
@@ -71,6 +72,8 @@ app.command("explain")(explain.explain)
 app.command("bisect")(bisect.bisect)
 app.command("reduce")(reduce.reduce)
 app.command("new-pass")(new_pass.new_pass)
+app.command("report")(report.report)
+app.command("view")(report.view)
 app.command("passes")(passes.passes)
 app.command("targets")(targets.targets)
 app.add_typer(models.app, name="models")

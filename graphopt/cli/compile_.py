@@ -36,6 +36,7 @@ def compile_(
     stop_after: o.StopAfter = None,
     bisect_limit: o.BisectLimit = None,
     reproducer: o.Reproducer = None,
+    html: o.Html = None,
     json: o.Json = False,
 ) -> None:
     """Run passes over a model, lower it to a target and write one file that runs there. Without a pipeline: -O2."""
@@ -45,21 +46,26 @@ def compile_(
     from graphopt.api import build, open_model
     from graphopt.atomic import check_writable
     from graphopt.cli.account import print_steps, totals
+    from graphopt.cli.report import first_batch, write_page
     from graphopt.cli.show import print_json, size
     from graphopt.pipeline import make_target
+    from graphopt.report import of_artifact
 
     choices = o.Choices(
         pipeline, recipe, level, preset, plugin, calibration, dim, seed, verify,
         print_each, dump_each, stop_after, bisect_limit, reproducer,
     )  # fmt: skip
     machine = _tuned(make_target(target)) if tune else make_target(target)
-    check_writable(output)
+    for path in filter(None, (output, html)):
+        check_writable(path)
     before = open_model(model, o.chosen_dims(dim))
     result = o.run_chosen(before, choices)
     start = time.perf_counter()
     program, parts = build(before, result, machine, seed=seed)
     artifact.write(output, program, **parts)
     seconds = time.perf_counter() - start
+    if html is not None:
+        write_page(of_artifact(output, feeds=first_batch(calibration, before)), html, quiet=json)
     if json:
         print_json(
             {

@@ -98,4 +98,5 @@ def _print(name: str, stages: list[Stage], built: list[Built], folder: Path) -> 
     for row in (*stages, *built):
         for note in row.notes[:3]:
             typer.echo(f"{row.name}: {note}")
+    typer.echo(f"open {folder}/report.html in a browser to see what happened")
     typer.echo(f"graphs and artifacts are in {folder}; try: graphopt diff {folder}/00-float.onnx {stages[-1].graph}")

@@ -27,6 +27,7 @@ def opt(
     stop_after: o.StopAfter = None,
     bisect_limit: o.BisectLimit = None,
     reproducer: o.Reproducer = None,
+    html: o.Html = None,
     json: o.Json = False,
 ) -> None:
     """Run passes over a model and write the result as ONNX. Without a pipeline: -O2."""
@@ -34,16 +35,21 @@ def opt(
     from graphopt.api import open_model, step_report
     from graphopt.atomic import check_writable
     from graphopt.cli.account import print_steps, totals
+    from graphopt.cli.report import first_batch, write_page
     from graphopt.cli.show import print_json
+    from graphopt.report import of_result
 
     choices = o.Choices(
         pipeline, recipe, level, preset, plugin, calibration, dim, seed, verify,
         print_each, dump_each, stop_after, bisect_limit, reproducer,
     )  # fmt: skip
-    check_writable(output)
+    for path in filter(None, (output, html)):
+        check_writable(path)
     before = open_model(model, o.chosen_dims(dim))
     result = o.run_chosen(before, choices)
     graph.save(result.model, output)
+    if html is not None:
+        write_page(of_result(model.name, before, result, feeds=first_batch(calibration, before)), html, quiet=json)
     if json:
         print_json(
             {

@@ -58,6 +58,10 @@ DumpEach = Annotated[
 ]
 StopAfter = Annotated[str | None, typer.Option(help="Leave out all passes after this one.", rich_help_panel=WATCH)]
 BisectLimit = Annotated[int | None, typer.Option(min=0, help="Run only the first N passes.", rich_help_panel=WATCH)]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", help="Also write a report of it all as one HTML page here.", rich_help_panel=WATCH),
+]
 Reproducer = Annotated[
     Path | None,
     typer.Option(help="When a pass fails, save its input and the rest of the pipeline here.", rich_help_panel=WATCH),

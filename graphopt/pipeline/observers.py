@@ -119,6 +119,23 @@ class MeasureMemory(Quiet):
         step.facts["peak_rss_bytes"] = peak if sys.platform == "darwin" else peak * 1024
 
 
+class MeasureSize(Quiet):
+    """Nodes, parameters, weight bytes and multiply-accumulates after each pass, to ``step.facts["totals"]``."""
+
+    def after(self, model: ir.Model, step: Step) -> None:
+        """Count from shapes; a pass that changed nothing leaves what was."""
+        from graphopt.graph.cost import cost
+
+        if step.changed:
+            c = cost(model)
+            step.facts["totals"] = {
+                "nodes": len(c.nodes),
+                "parameters": c.parameters,
+                "weight_bytes": c.weight_bytes,
+                "macs": c.macs,
+            }
+
+
 class DumpEach(Quiet):
     """Saves the first graph as ``00-input.onnx`` and the graph after each changed pass as ``NN-pass-name.onnx``."""
 

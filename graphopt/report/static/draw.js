@@ -106,6 +106,7 @@ function draw(pane) {
   const left = x - w / 2 / k, right = x + w / 2 / k, top = y - h / 2 / k, bottom = y + h / 2 / k;
   const first = Math.max(0, Math.floor((top - BOX.h) / BOX.rowH)), last = Math.min(scene.rows.length - 1, Math.ceil((bottom + BOX.h) / BOX.rowH));
   drawEdges(c, side, k, left, right, top, bottom, first, last);
+  if (k < FAR) { drawFar(c, side, k, first, last, left, right, pane.canvas); return; }
   const near = k > 0.3, texts = k > 0.16;
   let drawn = 0;
   for (let line = first; line <= last; line += 1) {
@@ -117,6 +118,42 @@ function draw(pane) {
     }
   }
   pane.canvas.dataset.drawn = drawn;
+}
+
+const FAR = 0.12;
+function drawFar(c, side, k, first, last, left, right, canvas) {
+  /* Too small for words: one path a colour, and rows that fall on the same pixels drawn once. */
+  const measure = MEASURES[state.colour], paths = new Map(), marks = [];
+  const tall = Math.max(BOX.h, 1.5 / k), wide = Math.max(BOX.w, 2 / k), shade = (box) => {
+    if (!measure) return box.status;
+    const value = measured(box);
+    return value === undefined ? "same" : Math.ceil(6 * Math.sqrt(Math.min(1, value / (measure.most || 1))));
+  };
+  let drawn = 0;
+  for (let line = first; line <= last; line += 1) {
+    for (const number of scene.rows[line]) {
+      const box = scene.boxes[number];
+      if (!(box.sides & side) || box.x + wide / 2 < left || box.x - wide / 2 > right) continue;
+      const key = shade(box);
+      if (!paths.has(key)) paths.set(key, { path: new Path2D(), seen: new Set() });
+      const { path, seen } = paths.get(key), pixel = Math.round(box.y * k) * 65536 + Math.round(box.x * k);
+      if (box.items.some((n) => n === state.chosen || state.hits.has(n))) marks.push(box);
+      if (seen.has(pixel)) continue;
+      seen.add(pixel);
+      path.rect(box.x - wide / 2, box.y - tall / 2, wide, tall);
+      drawn += 1;
+    }
+  }
+  const order = [...paths.keys()].sort((a, b) => (a === "same" ? -1 : b === "same" ? 1 : a < b ? -1 : 1));
+  for (const key of order) {
+    c.globalAlpha = typeof key === "number" ? 0.1 + key * 0.15 : 1;
+    c.fillStyle = typeof key === "number" ? paint.s1 : paint[key];
+    c.fill(paths.get(key).path);
+  }
+  c.globalAlpha = 1;
+  c.fillStyle = paint.focus;
+  for (const box of marks) c.fillRect(box.x - wide, box.y - tall, wide * 2, tall * 2);
+  canvas.dataset.drawn = drawn;
 }
 
 function drawBox(c, box, side, k, near, texts) {
@@ -167,6 +204,7 @@ function drawBox(c, box, side, k, near, texts) {
 }
 
 function drawEdges(c, side, k, left, right, top, bottom, first, last) {
+  if (k < 0.03) return; // finer than pixels
   const curved = k > 0.2;
   c.strokeStyle = paint.edge;
   c.lineWidth = Math.max(1.2, 0.7 / k);
@@ -219,26 +257,40 @@ function trace(c, edge, a, b, curved) {
   to(b.x, b.y - BOX.h / 2);
 }
 
-function drawMap() {
-  const c = map.getContext("2d"), ratio = window.devicePixelRatio || 1, w = map.clientWidth, h = map.clientHeight;
+const overview = { canvas: document.createElement("canvas"), of: "" };
+function paintMap(scale, w, h, ratio) {
+  /* A line for each row, the strongest change in it (or the largest value) giving the colour. */
+  const c = overview.canvas.getContext("2d"), rank = { same: 0, changed: 1, replaced: 2, fused: 3, added: 4, removed: 5 };
+  overview.canvas.width = Math.max(1, map.width);
+  overview.canvas.height = Math.max(1, map.height);
   c.setTransform(ratio, 0, 0, ratio, 0, 0);
-  c.clearRect(0, 0, w, h);
-  const scale = Math.min(h / scene.height, 0.25), rank = { same: 0, changed: 1, replaced: 2, fused: 3, added: 4, removed: 5 };
+  const measure = MEASURES[state.colour];
   scene.rows.forEach((row, line) => {
     let strongest = "same", hit = false, heat = 0;
     for (const number of row) {
       const box = scene.boxes[number];
       if (rank[box.status] > rank[strongest]) strongest = box.status;
       if (box.items.some((n) => state.hits.has(n) || n === state.chosen)) hit = true;
-      const measure = MEASURES[state.colour];
       if (measure) heat = Math.max(heat, (measured(box) || 0) / (measure.most || 1));
     }
     const thick = Math.max(1, BOX.rowH * scale * 0.8), at = line * BOX.rowH * scale;
-    if (MEASURES[state.colour]) { c.globalAlpha = 0.1 + 0.9 * Math.sqrt(Math.min(1, heat)); c.fillStyle = heat ? paint.s1 : paint.line; } else c.fillStyle = strongest === "same" ? paint.line : paint[strongest];
+    if (measure) c.globalAlpha = 0.1 + 0.9 * Math.sqrt(Math.min(1, heat));
+    c.fillStyle = measure ? (heat ? paint.s1 : paint.line) : strongest === "same" ? paint.line : paint[strongest];
     c.fillRect(8, at, w - 16, thick);
     c.globalAlpha = 1;
     if (hit) { c.fillStyle = paint.focus; c.fillRect(1, at, 5, Math.max(3, thick)); }
   });
+}
+
+function drawMap() {
+  const c = map.getContext("2d"), ratio = window.devicePixelRatio || 1, w = map.clientWidth, h = map.clientHeight;
+  const scale = Math.min(h / scene.height, 0.25);
+  const of = [scene.version, state.chosen, search.value, state.colour, map.width, map.height, paint.ink].join("|");
+  if (overview.of !== of) { paintMap(scale, w, h, ratio); overview.of = of; }
+  c.setTransform(1, 0, 0, 1, 0, 0);
+  c.clearRect(0, 0, map.width, map.height);
+  c.drawImage(overview.canvas, 0, 0);
+  c.setTransform(ratio, 0, 0, ratio, 0, 0);
   const pane = shown()[0];
   if (!pane) return;
   c.strokeStyle = paint.accent;

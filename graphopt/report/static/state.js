@@ -96,7 +96,7 @@ function settle() {
     if (last - first > 6) long.push(edge);
     else for (let at = first; at <= last; at += 1) buckets[at].push(edge);
   }
-  Object.assign(scene, { boxes, boxOf, rows, edges, buckets, long });
+  Object.assign(scene, { boxes, boxOf, rows, edges, buckets, long, version: (scene.version || 0) + 1 });
   scene.left = Number.isFinite(low) ? low - BOX.w / 2 : 0;
   scene.width = Number.isFinite(low) ? high - low + BOX.w : BOX.w;
   scene.height = Math.max(1, rows.length) * BOX.rowH;

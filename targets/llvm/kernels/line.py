@@ -9,7 +9,6 @@ sums wait in the output.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from tvm import tirx
 
 from graphopt.targets.llvm.kernels import beside, conv, tile
 from graphopt.targets.llvm.kernels.conv import Conv
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch, runs, scratch, splat, store
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, scratch, splat, store
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 INNER = 640  # longest block of the inner dimension, as in `gemm`
@@ -104,11 +103,9 @@ class _Product:
         c, (rows, cols) = self.c, (self.shape.rows, self.shape.cols)
         blocks, whole = -(-c.co // self.isa.lanes), c.co // self.isa.lanes // cols
         tiles, rest = self.columns // rows, self.columns % rows
-        ahead = tile.Ahead.of(cols, tiles, 4 * c.kernel[1] * c.ci * c.co) if whole > 1 else None
         if whole:
             with loop(tiles * whole, parallel=parallel) as p:
-                columns = [] if ahead is None else ahead.columns(p % tiles)
-                self._tile(p % tiles * rows, p // tiles * cols, self.shape, k, last, ahead=columns)
+                self._tile(p % tiles * rows, p // tiles * cols, self.shape, k, last)
             if rest:
                 with loop(whole, parallel=parallel) as p:
                     self._tile(self.columns - rest, p * cols, tile.Shape(rest, cols), k, last)
@@ -122,14 +119,7 @@ class _Product:
             self._tile(self.columns, 0, tile.Shape(1, -(-self.part // self.isa.lanes)), k, last, self.part)
 
     def _tile(
-        self,
-        row: Expr,
-        block: Expr,
-        shape: tile.Shape,
-        k: Expr,
-        last: bool,
-        channels: int | None = None,
-        ahead: Sequence[Expr] = (),
+        self, row: Expr, block: Expr, shape: tile.Shape, k: Expr, last: bool, channels: int | None = None
     ) -> None:
         c, lanes = self.c, self.isa.lanes
         channels, stride = channels or c.co, c.strides[1] * c.ci
@@ -144,8 +134,6 @@ class _Product:
             acc.read(self.y, counts, place)
         with loop(self.step) as i:
             at = k * self.step + i
-            for column in ahead:
-                prefetch(self.w, [block + shape.cols + column, at, 0])
             acc.step(
                 range(shape.rows),
                 lambda r: self.x[0, (row + r) * stride + at],

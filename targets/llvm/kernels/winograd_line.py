@@ -32,7 +32,6 @@ from graphopt.targets.llvm.kernels.emit import (
     function,
     load,
     loop,
-    prefetch,
     runs,
     scratch,
     store,
@@ -200,16 +199,13 @@ class _Line:
         inner, count = self.scheme.blocks * self.c.ci, tiles(self.c)
         step = line.block(inner)
         full, rest = divmod(count, shape.rows)
-        ahead = tile.Ahead.of(shape.cols, full, 4 * self.scheme.a * inner * self.c.co) if full else None
 
         def rows(start: Expr, begins: bool) -> None:
             with loop(full) as t:
-                columns = [] if ahead is None else ahead.columns(t)
-                self._product(point, t * shape.rows, first, shape, (start, step), m, begins, columns)
+                self._product(point, t * shape.rows, first, shape, (start, step), m, begins)
             if rest:
-                self._product(
-                    point, full * shape.rows, first, tile.Shape(rest, shape.cols), (start, step), m, begins, []
-                )
+                last = tile.Shape(rest, shape.cols)
+                self._product(point, full * shape.rows, first, last, (start, step), m, begins)
 
         rows(0, True)
         if inner > step:
@@ -225,7 +221,6 @@ class _Line:
         inner: tuple[Expr, int],
         m: Any,
         begins: bool,
-        ahead: list[Expr],
     ) -> None:
         lanes, ci, (start, step) = self.isa.lanes, self.c.ci, inner
         acc = tile.Accumulators(shape, self.isa)
@@ -236,8 +231,6 @@ class _Line:
         if not begins:
             acc.read(m, [lanes] * shape.cols, place)
         with loop(step) as i:
-            for j in ahead:  # the next block of the inner dimension, or the next point's weights
-                prefetch(self.w, [point, first + j, start + step + i, 0])
             acc.step(
                 range(shape.rows),
                 lambda r: self.v[point, (row + r) * ci + start + i],

@@ -15,7 +15,7 @@ from graphopt.graph import normalise
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.cpu import Cpu, resolve
 from graphopt.targets.llvm.kernels import tile
-from graphopt.targets.llvm.kernels.emit import Isa, pieces
+from graphopt.targets.llvm.kernels.emit import Isa, pieces, registers
 from graphopt.targets.llvm.plan import choice, plan
 from graphopt.targets.lowering.canonical import canonicalise
 from graphopt.testing import random_feeds
@@ -291,3 +291,11 @@ def test_register_budgets_of_other_cpus(mcpu: str):
     assert (cpu.lanes, cpu.registers) == {
         "x86-64-v2": (4, 16), "x86-64-v3": (8, 16), "x86-64-v4": (16, 32), "neoverse-n1": (4, 32),
     }[mcpu]  # fmt: skip
+
+
+def test_arrays_that_tvm_would_not_put_on_the_stack_are_refused():
+    """From 1 KiB on they would be the runtime's memory, and kernels half as fast."""
+    with pytest.raises(ValueError, match="don't fit the stack"):
+        registers(256)
+    with pytest.raises(ValueError, match="don't fit the stack"):
+        registers(1024, "uint8")

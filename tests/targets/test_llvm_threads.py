@@ -54,3 +54,21 @@ def test_winograd_on_two_threads(channels):
     with assemble(Llvm().build(model, Context()), **parts, threads=2) as executable:
         for _ in range(10):
             np.testing.assert_allclose(executable.run(feeds)["y"], want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+def test_winograd_along_a_line_on_two_threads():
+    """Panels of channels are shared out, each thread with products of its own; the last one is narrower."""
+    from graphopt.artifact import assemble
+
+    rng = np.random.default_rng(0)
+    text = "g (float[2,256,300] x, float[200,256,5] w) => (float[2,200,300] y) { y = Conv<pads=[2,2]>(x, w) }"
+    w = rng.standard_normal((200, 256, 5)).astype(np.float32) / np.float32(36)
+    model = from_text(f"{HEADER} {text}", w=w)
+    feeds = {"x": rng.standard_normal((2, 256, 300)).astype(np.float32)}
+    want = oracle.run(model, feeds)["y"]
+    parts = {"target": "llvm", "before": model, "after": model, "report": {}}
+    program = Llvm().build(model, Context())
+    assert any("winograd-line" in made["candidate"] for made in program.report["choices"].values())
+    with assemble(program, **parts, threads=2) as executable:
+        for _ in range(10):
+            np.testing.assert_allclose(executable.run(feeds)["y"], want, rtol=0, atol=2e-5 * np.abs(want).max())

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.graph.provenance import PASSES
-from graphopt.graph.views import varying
+from graphopt.graph.views import reads, varying
 from graphopt.match import match
 
 
@@ -41,20 +41,22 @@ def twins(a: ir.Model, b: ir.Model) -> tuple[list[Twin], dict[str, str]]:
     found = match(a, b)
     old_ones, new_ones = set(a.graph), set(b.graph)
     groups = [([old], [new]) for old, new in found.pairs.items()] + found.groups
-    moving = varying(b.graph)
+    moving = varying(a.graph) | varying(b.graph)
     twins: dict[ir.Value, Twin] = {}
     left: dict[str, str] = {}
     for olds, news in groups:
         if not (old_ones.issuperset(olds) and new_ones.issuperset(news)):
             continue  # in subgraphs: not to be seen from outside
         ends = [_ends(olds), _ends(news)] if len(olds) + len(news) > 2 else [olds[0].outputs, news[0].outputs]
+        first, second = ([value for value in values if value.name and value in moving] for values in ends)
         name = str(news[-1].name)
-        if len(ends[0]) != len(ends[1]):
-            left[name] = f"{len(ends[0])} values became {len(ends[1])}"
-            continue
-        for old, new in zip(*ends, strict=True):
-            if not (old.name and new.name and new in moving):
-                continue
+        if len(first) != len(second):
+            named = {value.name: value for value in first}
+            second = [value for value in second if value.name in named]
+            first = [named[value.name] for value in second]
+            if not second:
+                left[name] = f"it stands for {len(olds)} nodes whose values do not correspond to its own"
+        for old, new in zip(first, second, strict=True):
             if old.dtype != new.dtype and None not in (old.dtype, new.dtype):
                 left[name] = f"{old.dtype} became {new.dtype}"
             else:
@@ -98,6 +100,24 @@ def _interface(olds: list[ir.Value], news: list[ir.Value], what: str) -> dict[st
     return {str(new.name): str(old.name) for old, new in zip(olds, news, strict=True)}
 
 
+def computed_from(value: ir.Value, known: set[ir.Value]) -> tuple[list[ir.Node], set[ir.Value]]:
+    """The nodes that compute `value` from values of `known`, and those that they read of these."""
+    seen: dict[ir.Node, None] = {}
+    met: set[ir.Value] = set()
+    work = [value.producer()]
+    while work:
+        node = work.pop()
+        if node is None or node in seen:
+            continue
+        seen[node] = None
+        for source in reads(node):
+            if source in known:
+                met.add(source)
+            else:
+                work.append(source.producer())
+    return list(seen), met
+
+
 def passes_between(twin: Twin, known: set[ir.Value]) -> list[str]:
     """Passes that made or changed the nodes that compute `twin.new` from values of `known`.
 
@@ -105,16 +125,8 @@ def passes_between(twin: Twin, known: set[ir.Value]) -> list[str]:
     """
     from graphopt.pipeline.registry import pass_class, pass_names
 
-    named: dict[str, None] = {}
-    seen: set[ir.Node] = set()
-    work = [twin.new.producer()]
-    while work:
-        node = work.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        named.update(dict.fromkeys(json.loads(node.metadata_props.get(PASSES, "[]"))))
-        work.extend(value.producer() for value in node.inputs if value is not None and value not in known)
+    nodes, _ = computed_from(twin.new, known)
+    named = dict.fromkeys(name for node in nodes for name in json.loads(node.metadata_props.get(PASSES, "[]")))
     registered = pass_names()
     lossy = [name for name in named if name not in registered or pass_class(name).preserves.kind == "lossy"]
     return lossy or list(named)

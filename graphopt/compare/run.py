@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphopt.compare.pairing import Twin, inputs, outputs, passes_between, twins
 from graphopt.compare.report import Comparison, NodeError, OutputError
+from graphopt.compare.rescaled import OTHERWISE, rescaled
 from graphopt.data import Feeds
 from graphopt.errors import DataError
 from graphopt.noise import Sums
@@ -37,7 +38,7 @@ def compare(
     at_once: int = AT_ONCE,
 ) -> Comparison:
     """Run `a` and `b`, both in normal form, on each of `feeds` (the inputs of `a`) in onnxruntime, and compare every
-    value that both have (`twins`).
+    value that both have (`twins`), but for those that a pass gave other numbers on purpose (`rescaled`).
 
     Values are taken a chunk at a time, at most `at_once` bytes of them, and each chunk runs the graphs anew up to its
     last value. `compiled` runs what was compiled from `b`; its outputs are compared too.
@@ -56,13 +57,33 @@ def compare(
                 )
     renamed, results = inputs(a, b), outputs(a, b)
     pairs, left = twins(a, b)
+    nodes = _compare_all(a, b, pairs, feeds, renamed, left, at_once)
+    moved = rescaled(pairs, nodes)
+    if moved:
+        left |= {_computes(twin): OTHERWISE for twin in pairs if twin.new in moved}
+        others = [twin for twin in pairs if twin.new not in moved]
+        nodes = _compare_all(a, b, others, feeds, renamed, left, at_once)
+    return Comparison(
+        list(nodes.values()), _outputs(a, b, feeds, renamed, results, compiled), left, len(feeds), threshold_db
+    )
+
+
+def _compare_all(
+    a: ir.Model,
+    b: ir.Model,
+    pairs: Sequence[Twin],
+    feeds: Sequence[Feeds],
+    renamed: Mapping[str, str],
+    left: dict[str, str],
+    at_once: int,
+) -> dict[ir.Value, NodeError]:
+    """The error of each of `pairs` that can be compared."""
     chunks = list(_chunks(pairs, _open_dims(a, feeds[0]), at_once))
     sums: dict[ir.Value, tuple[Sums, Sums]] = {}
     for chunk in track(chunks, "Comparing values") if len(chunks) > 1 else chunks:
         _compare_chunk(a, b, chunk, pairs, feeds, renamed, sums, left)
     known = {twin.new for twin in pairs if twin.firm}
-    nodes = [_node(twin, *sums[twin.new], known) for twin in pairs if twin.new in sums]
-    return Comparison(nodes, _outputs(a, b, feeds, renamed, results, compiled), left, len(feeds), threshold_db)
+    return {twin.new: _node(twin, *sums[twin.new], known) for twin in pairs if twin.new in sums}
 
 
 def _node(twin: Twin, accumulated: Sums, alone: Sums, known: set[ir.Value]) -> NodeError:

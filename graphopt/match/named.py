@@ -105,6 +105,9 @@ def join(
         fused_into = [new for new in links[old] if new in partner][:1]
         joined.add_edges_from((old, new) for new in fused_into or links[old] if _may_replace(old, new))
     joined.add_edges_from((old, new) for old, new in pairs.items() if new in joined)
+    for old in [old for old in olds if old in joined]:  # what else came of nodes that became others
+        more = [new for new in links[old] if new not in partner and new not in joined and _may_replace(old, new)]
+        joined.add_edges_from((old, new) for new in more)
     order = {node: index for index, node in enumerate([*olds, *news])}
     groups: list[tuple[list[ir.Node], list[ir.Node]]] = []
     for part in nx.connected_components(joined):

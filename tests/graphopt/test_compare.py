@@ -182,6 +182,24 @@ def random_one(model: ir.Model) -> list[dict[str, np.ndarray]]:
     return [random_feeds(model)]
 
 
+def test_values_that_a_scale_was_moved_past_are_no_errors() -> None:
+    rng = np.random.default_rng(0)
+    before = from_text(
+        HEAD + "g (float[2,3,4,4] x, float[3] s, float[3] m, float[12,5] w) => (float[2,5] y) { [act] r = Relu(x) "
+        "[norm] n = BatchNormalization(r, s, m, m, s) [pool] p = MaxPool <kernel_shape=[2,2], strides=[2,2]> (n) "
+        "[flat] f = Flatten(p) [fc] g = MatMul(f, w) [end] y = Tanh(g) }",
+        s=np.array([40, 0.01, 3], np.float32), m=np.array([0.3, -2, 1], np.float32),
+        w=rng.standard_normal((12, 5)).astype(np.float32),
+    )  # fmt: skip
+    after = run(before, parse_pipeline("fold-batch-norm")).model
+    assert "BatchNormalization" not in {node.op_type for node in after.graph}
+    found = compare(before, after, random_one(before))
+    assert set(found.left) == {"pool", "flat"}, found.left
+    assert found.nodes[0].node == "act"
+    assert all(n.alone.db > 100 for n in found.nodes)
+    assert found.first is None
+
+
 def test_models_that_can_not_be_compared() -> None:
     one = from_text(HEAD + "g (float[2] x) => (float[2] y) { y = Neg(x) }")
     two = from_text(HEAD + "g (float[2] x, float[2] z) => (float[2] y) { y = Add(x, z) }")

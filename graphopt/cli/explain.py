@@ -40,8 +40,11 @@ def explain(
         fields = [dataclasses.asdict(account) for account in accounts]
         print_json({"model": str(model), "accounts": [{"pass": f.pop("pass_"), **f} for f in fields]})
         return
+    passes = {account.pass_ for account in accounts}
     for account in accounts:
         typer.echo(f"{typer.style(account.node, bold=True)} ({account.op})  {account.pass_}: {account.outcome}")
+        if account.outcome == "not considered" and len(account.reasons) == 1 and len(passes) > 1:
+            continue  # of a pipeline, most passes have nothing to do with a node
         for reason in account.reasons:
             typer.echo(f"    {reason}")
         for line in account.neighbourhood:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from graphopt.base import Context, Pass, Report
 from graphopt.debug.changes import Change, Side
 from graphopt.debug.checks import Check, Verdict, keeps
 from graphopt.debug.hybrid import hybrid, joined_changes
-from graphopt.errors import PassError, UsageError
+from graphopt.errors import ModelError, PassError, UsageError
 from graphopt.graph.listing import node_line
+from graphopt.graph.shapes import infer_shapes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,6 +172,8 @@ def _halve(size: int, bad: Callable[[int], bool | None]) -> tuple[int, int]:
 def _first_change(
     before: ir.Model, after: ir.Model, report: Report, judge: Check, how: str, pass_: Pass, feeds: Feeds
 ) -> Application | None:
+    with contextlib.suppress(ModelError):  # for those who read it
+        infer_shapes(after)
     old, new = Side(before), Side(after)
     found = joined_changes(old, new, pass_.preserves, feeds)
 

@@ -179,7 +179,7 @@ def _matrix(net: _Net, v: _Value, a: int, b: int) -> None:
 
 
 def _activation(net: _Net, v: _Value, a: int, b: int) -> None:
-    kinds = ("Relu", "Sigmoid", "Tanh", "LeakyRelu<alpha=0.1>", "HardSigmoid", "Softplus", "Elu", "Neg", "Abs")
+    kinds = ("Relu", "Sigmoid", "Tanh", "LeakyRelu<alpha=0.1>", "HardSigmoid", "Softplus", "Elu", "Softsign", "Abs")
     net.emit(f"{kinds[a % len(kinds)]}({v.name})", v)
 
 
@@ -207,7 +207,9 @@ def _same(net: _Net, v: _Value, a: int, b: int) -> None:
             net.emit(f"Dropout({v.name})", v)
         case 2:
             back = net.line(f"Cast<to={net.code}>({net.line(f'Cast<to={11 if b & 1 else net.code}>({v.name})')})")
-            net.emit(f"Neg({back})", v)  # onnxruntime 1.31 drops such casts even where an If captures the result
+            net.emit(
+                f"LeakyRelu<alpha=0.5>({back})", v
+            )  # onnxruntime 1.31 drops such casts even where an If captures the result
         case _:
             perm = "[0,2,3,1]" if v.size else "[1,0]"
             back = "[0,3,1,2]" if v.size else "[1,0]"
@@ -223,8 +225,9 @@ def _reshape(net: _Net, v: _Value, a: int, b: int) -> None:
 
 
 def _residual(net: _Net, v: _Value, a: int, b: int) -> None:
+    """A sum or its like; what is subtracted is less than half, for nothing of x - x but the rounding is left."""
     other = net.partner(v, a, same_channels=True)
-    scaled = net.line(f"Mul({other.name}, {net.weight(1, low=0.3, high=0.7)})") if b & 1 else other.name
+    scaled = net.line(f"Mul({other.name}, {net.weight(1, low=0.3, high=0.5)})") if b % 4 else other.name
     net.emit(f"{('Add', 'Sum', 'Sub', 'Max')[b % 4]}({v.name}, {scaled})", v)
 
 

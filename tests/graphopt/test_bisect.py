@@ -153,3 +153,22 @@ def test_checks_that_are_none(check: str, says: str, tmp_path: Path, graphopt):
     done = graphopt("bisect", path, "-p", "remove-unused", "--check", check)
     assert done.code == 2
     assert says in done.err
+
+
+@pytest.mark.slow
+def test_a_real_network():
+    """MobileNetV2 with one epsilon that the pass overlooks: found among 52, and cut down to that one node."""
+    import onnx_ir as ir
+
+    from graphopt.debug import pipeline_fails, reduce
+    from graphopt.models import get
+
+    entry = get("mobilenet-v2")
+    model = load(entry.path())
+    norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
+    norms[30].attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.3)
+    passes = parse_pipeline("fold-constants,wrong-epsilon,fold-constants")
+    at = bisect(model, passes, entry.example(1)).application
+    assert (at.number, at.total, at.alone) == (31, 52, True)
+    assert at.old[0].startswith(f"[{norms[30].name}]")
+    assert reduce(model, pipeline_fails(passes)).nodes == 1

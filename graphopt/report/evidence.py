@@ -15,6 +15,8 @@ from graphopt.errors import GraphoptError, UsageError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphopt.compare import NodeError
+    from graphopt.measure.by_node import ByNode
     from graphopt.measure.profile import Profile
     from graphopt.pipeline.driver import Result
 
@@ -22,19 +24,6 @@ if TYPE_CHECKING:
 
 RANDOM = "errors are those on random inputs: give real ones with --input FILE.npz"
 UNMEASURED = "nothing was measured for this report (--no-measure)"
-
-
-@dataclasses.dataclass(frozen=True)
-class NodeError:
-    """How far the value of a node is from what it was: after all passes, on the same inputs.
-
-    `sqnr_db`: ``10 log10(sum before^2 / sum (after - before)^2)``, None where both are equal. `largest`: absolute.
-    `relative`: ``||after - before|| / ||before||``.
-    """
-
-    sqnr_db: float | None
-    largest: float
-    relative: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +41,8 @@ class Evidence:
     account: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     machine: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     profile: Profile | None = None
-    errors: Mapping[str, NodeError] = dataclasses.field(default_factory=dict[str, NodeError])
+    by_node: ByNode | None = None
+    errors: Mapping[str, NodeError] = dataclasses.field(default_factory=dict[str, "NodeError"])
     notes: Sequence[str] = ()
 
 
@@ -120,20 +110,23 @@ def of_artifact(
     )
     if not measure:
         return dataclasses.replace(found, notes=[UNMEASURED])
-    notes: list[str] = []
-    profile = None
+    if "npu" in found.account:  # what a simulator takes says nothing of the machine: its cycles are in the account
+        return with_errors(found, feeds)
+    given = None if isinstance(feeds, Mapping) else feeds
     try:
-        given = None if isinstance(feeds, Mapping) else feeds
-        profile = _profile(path, threads, given, seconds)
+        found = _timed(found, path, threads, given, seconds)
     except GraphoptError as error:
-        notes.append(f"no kernel was timed: {error}")
-    return with_errors(dataclasses.replace(found, profile=profile, notes=notes), feeds)
+        found = dataclasses.replace(found, notes=[f"no kernel was timed: {error}"])
+    return with_errors(found, feeds)
 
 
-def _profile(path: str | Path, threads: int, feeds: str | Path | None, seconds: float) -> Profile:
+def _timed(found: Evidence, path: str | Path, threads: int, feeds: str | Path | None, seconds: float) -> Evidence:
+    from graphopt.measure.by_node import profile_by_node
     from graphopt.measure.profile import profile_artifact
 
-    return profile_artifact(path, threads=threads, feeds=feeds, seconds=seconds)
+    kernels = profile_artifact(path, threads=threads, feeds=feeds, seconds=seconds / 2)
+    by_node = profile_by_node(path, threads=threads, feeds=feeds, seconds=seconds / 2)
+    return dataclasses.replace(found, profile=kernels, by_node=by_node)
 
 
 def with_errors(found: Evidence, feeds: Feeds = None) -> Evidence:
@@ -141,23 +134,24 @@ def with_errors(found: Evidence, feeds: Feeds = None) -> Evidence:
 
     `feeds`: an .npz, or arrays by name; default: random ones, within the ranges that quantization saw at calibration.
     """
-    from graphopt.report.errors import node_errors
+    from graphopt.compare import compare
 
     if found.before is None:
         return found
     notes = [] if feeds is not None else [RANDOM]
     try:
-        errors = node_errors(found.before, found.after, _arrays(found.before, found.passes, feeds))
+        arrays = _arrays(found.before, found.passes, feeds)
+        errors = {one.node: one for one in compare(found.before, found.after, [arrays]).nodes}
     except GraphoptError as error:
         errors, notes = {}, [f"no node's error is known: {error}"]
     return dataclasses.replace(found, errors=errors, notes=[*found.notes, *notes])
 
 
-def _arrays(model: ir.Model, passes: Sequence[Mapping[str, Any]], feeds: Feeds) -> Mapping[str, Any]:
+def _arrays(model: ir.Model, passes: Sequence[Mapping[str, Any]], feeds: Feeds) -> dict[str, Any]:
     from graphopt.measure.artifact import artifact_feeds
 
     if isinstance(feeds, Mapping):
-        return feeds
+        return dict(feeds)
     arrays = artifact_feeds(model, feeds)
     if feeds is None:
         rng = np.random.default_rng(0)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from graphopt.graph.provenance import sources
 from graphopt.report.evidence import Evidence
 from graphopt.report.html import count, milliseconds, percent
 from graphopt.report.latency import Layer
-from graphopt.report.nodes import Found, Saying, about, sayings, title, touched
+from graphopt.report.nodes import Found, Saying, about, sayings, share_off, title, touched
 from graphopt.report.union import AFTER
+
+if TYPE_CHECKING:
+    from graphopt.compare import NodeError
+
+SMALL = 1e-4
+"""A relative error that rounding alone may make."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +83,7 @@ def _changed(evidence: Evidence, found: Found, costly: Finding) -> Finding | Non
 
 
 def _error(evidence: Evidence, found: Found) -> Finding | None:
-    """The node whose value is the most further from what it was than its inputs' were."""
+    """The node that moves its value most, given the inputs that it had before the passes."""
     question = "Where does the error enter?"
     blame = _blame(evidence)
     if not evidence.errors:
@@ -85,57 +92,20 @@ def _error(evidence: Evidence, found: Found) -> Finding | None:
             if blame
             else None
         )
-    inside = _noise_above(evidence, found)
-    drops: list[tuple[float, int, float]] = []
-    for number, item in enumerate(found.union.items):
-        error = evidence.errors.get(item.after.name or "") if item.after is not None else None
-        if error is not None and error.relative:
-            drops.append((error.relative - inside.get(number, 0.0), number, error.relative))
-    if not drops:
-        return Finding(question, "nowhere: every node's value is what it was, bit for bit", [], [])
-    drops.sort(key=lambda drop: -drop[0])
-    if drops[0][2] < 1e-4:
-        return Finding(question, f"nowhere: no value moved by more than {percent(drops[0][2])} of its size", [], [])
-    _, number, error = drops[0]
-    item = found.union.items[number]
-    names = touched(item, sayings(evidence.passes), [title(step) for step in evidence.passes])
-    moved = [name for name, _ in blame if name in names]
-    lines = [f"it was changed by {', '.join(names)}"] if names else []
-    lines += [f"of these, {moved[0]} moved the model's outputs most"] if len(names) > 1 and moved else []
-    lines += [
-        f"then {found.union.items[n].name}: {percent(e)} off, {percent(d)} more" for d, n, e in drops[1:3] if d > 0
-    ]
+    worst = sorted(evidence.errors.values(), key=lambda error: error.alone.db)
+    if share_off(worst[0].accumulated.db) < SMALL and share_off(worst[0].alone.db) < SMALL:
+        return Finding(question, "nowhere: no value is further off than rounding makes it", [], [])
+    first = worst[0]
+    lines = [f"with what came before it, {percent(share_off(first.accumulated.db))}"]
+    lines += [f"changed by {', '.join(first.passes)}"] if first.passes else []
+    lines += [f"then {one.node}: {_own(one)}" for one in worst[1:3] if share_off(one.alone.db) >= SMALL]
     lines += [line for _, line in blame[:3]]
-    before = inside.get(number, 0.0)
-    answer = f"{item.name}: its values are {percent(error)} off, and its inputs {percent(before)}"
-    return Finding(question, answer, lines, [number, *(n for _, n, _ in drops[1:3])])
+    items = [found.items[one.node] for one in worst[:3] if one.node in found.items]
+    return Finding(question, f"{first.node}: {_own(first)}", lines, items)
 
 
-def _noise_above(evidence: Evidence, found: Found) -> dict[int, float]:
-    """Item -> the largest relative error among the nearest items above it whose error is known."""
-    above: dict[int, list[int]] = {}
-    for wire in found.union.wires:
-        if wire.sides & AFTER:
-            above.setdefault(wire.target, []).append(wire.source)
-    own: dict[int, float] = {}
-    for number, item in enumerate(found.union.items):
-        error = evidence.errors.get(item.after.name or "") if item.after is not None else None
-        if error is not None:
-            own[number] = error.relative
-    noise: dict[int, float] = {}
-    for start in own:
-        seen, stack, worst = {start}, list(above.get(start, ())), 0.0
-        while stack and len(seen) < 64:
-            at = stack.pop()
-            if at in seen:
-                continue
-            seen.add(at)
-            if at in own:
-                worst = max(worst, own[at])
-            else:
-                stack.extend(above.get(at, ()))
-        noise[start] = worst
-    return noise
+def _own(error: NodeError) -> str:
+    return f"by itself it puts its values {percent(share_off(error.alone.db))} off"
 
 
 def _blame(evidence: Evidence) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphopt.graph.cost import cost
 from graphopt.graph.provenance import PASSES, sources
+from graphopt.noise import CLEAN
 from graphopt.report.blocks import blocks
 from graphopt.report.evidence import Evidence
 from graphopt.report.html import clean
@@ -41,11 +42,11 @@ def index(union: Union, layers: Sequence[Layer]) -> Found:
             node: ir.Node | None = getattr(item, which)
             if node is not None:
                 items.setdefault(node.name or "", number)
-    by_name = {layer.name: number for number, layer in enumerate(layers)}
+    by_name = {name: number for number, layer in enumerate(layers) for name in layer.nodes}
     owner: dict[int, int] = {}
     for number, item in enumerate(union.items):
         for node in item.nodes:
-            for source in [node.name or "", *sources(node)]:
+            for source in [node.name or "", *(sources(node) if item.status != "added" else ())]:
                 if source in by_name:
                     owner.setdefault(number, by_name[source])
     return Found(union, items, owner)
@@ -71,7 +72,7 @@ def to_json(evidence: Evidence, found: Found, layers: Sequence[Layer]) -> dict[s
             for w, route in zip(union.wires, layout.routes, strict=True)
         ],
         "blocks": [[clean(title), parent] for title, parent in zip(titles, parents, strict=True)],
-        "layers": [[clean(one.name), one.ms, one.share, one.kernels] for one in layers],
+        "layers": [[clean(one.name), one.ms, one.share, one.kernels, one.onnxruntime_ms] for one in layers],
     }
 
 
@@ -104,7 +105,8 @@ def title(step: Mapping[str, Any]) -> str:
 
 def about(item: Item, said: Mapping[str, list[Saying]]) -> list[Saying]:
     """What was said of an item: by its names, and by those of the nodes that it stems from."""
-    names = dict.fromkeys(name for node in item.nodes for name in [node.name or "", *sources(node)])
+    own = [] if item.status == "added" else [name for node in item.nodes for name in sources(node)]
+    names = dict.fromkeys([*(node.name or "" for node in item.nodes), *own])
     return list(dict.fromkeys(one for name in names for one in said.get(name, ())))
 
 
@@ -152,8 +154,14 @@ def _item(
     }
     error = evidence.errors.get(now.name or "") if now is not None else None
     if error is not None:
-        optional["e"] = [error.sqnr_db, error.largest, error.relative]
+        own, all_ = error.alone.db, error.accumulated
+        optional["e"] = [all_.db, own, all_.largest, share_off(all_.db), share_off(own)]
     return found | {key: _cleaned(value) for key, value in optional.items() if value}
+
+
+def share_off(db: float) -> float:
+    """Decibels as ``||after - before|| / ||before||``; 0 where both are equal."""
+    return 0.0 if db >= CLEAN else 10 ** (-db / 20)
 
 
 def _line(one: Saying, item: Item) -> str:

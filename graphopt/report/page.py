@@ -29,7 +29,7 @@ def page(evidence: Evidence) -> str:
     """The report as HTML. Nothing in it is loaded from elsewhere, and only its own script and style may run."""
     before = evidence.before or evidence.after
     spent = {node.name: node.macs for node in cost(before).nodes}
-    timed = layers(evidence.profile, spent) if evidence.profile is not None else []
+    timed = layers(evidence.by_node, spent) if evidence.by_node is not None else []
     found = nodes.index(unite(evidence.before, evidence.after), timed)
     totals_before, totals_after = _totals(before), _totals(evidence.after)
     top = [

@@ -150,9 +150,9 @@ def latency_section(evidence: Evidence, found: Found, layers: Sequence[Layer]) -
         return None
     threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"
     intro = (
-        f"A run takes {milliseconds(profile.total_ms)} here, on {threads}. A kernel that computes "
-        "several nodes counts for the one with the most arithmetic. Shares are of the kernels; what lies between them "
-        "(memory, shapes) can't be timed call by call."
+        f"A run takes {milliseconds(profile.total_ms)} here, on {threads}. Nodes that are computed together are one "
+        "layer, called by the one with the most arithmetic; onnxruntime runs the model as it was given. Shares are of "
+        "the layers; what lies between them (memory, shapes) can't be timed call by call."
     )
     section = tag("section", tag("h2", "Where the time goes"), tag("p", intro), id="latency")
     most = layers[0].ms or 1.0
@@ -162,11 +162,20 @@ def latency_section(evidence: Evidence, found: Found, layers: Sequence[Layer]) -
             charts.bar(one.ms / most),
             milliseconds(one.ms),
             percent(one.share),
+            milliseconds(one.onnxruntime_ms) if one.onnxruntime_ms else "",
+            "" if one.ratio is None else f"{one.ratio:.2f}x",
             ", ".join(n for n in one.nodes if n != one.name),
         ]
         for one in layers[:MANY]
     ]
-    add(section, table(["layer", "", "time", "share", "computed with it"], rows, caption="Layers of the model given"))
+    add(
+        section,
+        table(
+            ["layer", "", "time", "share", "onnxruntime", "we are faster by", "computed with it"],
+            rows,
+            caption="Layers of the model given",
+        ),
+    )
     kernels: list[list[Element | str | None]] = []
     for row in [kernel for kernel in profile.kernels if kernel.name != RUNTIME][:MANY]:
         rate = "" if row.gflops is None else f"{row.gflops:.1f}"

@@ -93,7 +93,7 @@ function measured(box) {
   if (!measure) return undefined;
   const values = box.items.map((number) => measure.value(DATA.items[number])).filter((v) => v !== undefined);
   if (!values.length) return undefined;
-  if (state.colour !== "time") return state.colour === "error" ? Math.max(...values) : values.reduce((a, b) => a + b);
+  if (state.colour !== "time") return state.colour === "error" || state.colour === "own" ? Math.max(...values) : values.reduce((a, b) => a + b);
   const layers = new Set(box.items.map((number) => DATA.items[number].l).filter((l) => l !== undefined));
   return [...layers].reduce((sum, layer) => sum + DATA.layers[layer][1], 0);
 }

@@ -86,13 +86,17 @@ function showCosts(item) {
   }
   if (rows.length) panel.append(make("h4", {}, "Cost"), grid(DATA.two ? ["", "before", "after"] : ["", ""], rows));
   if (item.l !== undefined) {
-    const [name, ms, share, kernels] = DATA.layers[item.l];
-    panel.append(make("h4", {}, "Time"), make("p", {}, `${duration(ms)}, ${percent(share)} of the layers' time, for all that stems from ${name || "no node"}`), make("p", {}, make("code", {}, kernels.slice(0, 6).join(", "))));
+    const [name, ms, share, kernels, other] = DATA.layers[item.l];
+    panel.append(make("h4", {}, "Time"), make("p", {}, `${duration(ms)}, ${percent(share)} of the layers' time, for ${name} and what is computed with it${other ? `; onnxruntime ${duration(other)}` : ""}`), make("p", {}, make("code", {}, kernels.slice(0, 6).join(", "))));
   }
   if (item.e) {
-    const [sqnr, largest, relative] = item.e;
+    const [all, alone, largest, relative, own] = item.e;
     panel.append(make("h4", {}, "Error of its value, all passes together"));
-    panel.append(make("p", {}, sqnr === null && !largest ? "none: equal bit for bit" : `${percent(relative)} of its size (SQNR ${sqnr === null ? "unknown" : `${sqnr.toFixed(1)} dB`}), at most ${Number(largest.toPrecision(3))}`));
+    if (!relative && !own) panel.append(make("p", {}, "none: equal bit for bit"));
+    else {
+      const most = largest === null ? "" : `, at most ${Number(largest.toPrecision(3))}`;
+      panel.append(listOf([`by itself ${percent(own)} of its size (SQNR ${alone.toFixed(1)} dB)`, `with all before it ${percent(relative)} (SQNR ${all.toFixed(1)} dB)${most}`]));
+    }
   }
 }
 
@@ -128,8 +132,9 @@ const COLUMNS = [
   ["MACs", (item) => costOf(0)(item) || 0, (item) => (costOf(0)(item) ? short(costOf(0)(item)) : "")],
   ["parameters", (item) => costOf(1)(item) || 0, (item) => (costOf(1)(item) ? short(costOf(1)(item)) : "")],
   ["time of its layer", (item) => layerTime(item) || 0, (item) => (item.l === undefined ? "" : duration(layerTime(item)))],
-  ["error", (item) => (item.e ? item.e[2] : -1), (item) => (item.e ? percent(item.e[2]) : "")],
-].filter(([name], at) => !((at === 2 || at === 3) && !DATA.two) && !(name === "error" && !MEASURES.error.known) && !(at === 6 && !MEASURES.time.known));
+  ["own error", (item) => (item.e ? item.e[4] : -1), (item) => (item.e ? percent(item.e[4]) : "")],
+  ["error", (item) => (item.e ? item.e[3] : -1), (item) => (item.e ? percent(item.e[3]) : "")],
+].filter(([name], at) => !((at === 2 || at === 3) && !DATA.two) && !(name.endsWith("error") && !MEASURES.error.known) && !(at === 6 && !MEASURES.time.known));
 
 function showList() {
   let numbers = DATA.items.map((_, number) => number).filter((number) => DATA.items[number].o !== "input" && DATA.items[number].o !== "output");

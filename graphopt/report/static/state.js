@@ -4,9 +4,10 @@
    DATA.items: n name, o operator, s status, m sides (1 before, 2 after), x place in widths, r row, k innermost block,
      b and p name and operator before where they differ, w what changed, y passes, z what passes said, f sources,
      a attributes [name, before, after], i and u inputs and outputs [name, type], t type, d docstring, h weights,
-     c [before, after] of [MACs, parameters, bytes read, bytes written], l layer, e [SQNR dB, largest, relative].
+     c [before, after] of [MACs, parameters, bytes read, bytes written], l layer,
+     e [SQNR in dB, of its own error alone, largest, relative, relative of its own error].
    DATA.wires: [source, target, sides, name, type, [x, row, ...]]. DATA.blocks: [name, parent].
-   DATA.layers: [name, ms, share, kernels]. */
+   DATA.layers: [name, ms, share, kernels, onnxruntime's ms]. */
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const BOX = { w: 172, h: 42, gapX: 20, rowH: 66 };
 const STEP = BOX.w + BOX.gapX;
@@ -110,7 +111,8 @@ const costOf = (which) => (item) => {
 };
 const MEASURES = {
   time: { title: "time of its layer", value: layerTime, text: (v) => duration(v) },
-  error: { title: "error", value: (item) => (item.e ? item.e[2] : undefined), text: (v) => percent(v) },
+  own: { title: "error of its own", value: (item) => (item.e ? item.e[4] : undefined), text: (v) => percent(v) },
+  error: { title: "error with all before it", value: (item) => (item.e ? item.e[3] : undefined), text: (v) => percent(v) },
   macs: { title: "MACs", value: costOf(0), text: (v) => short(v) },
   parameters: { title: "parameters", value: costOf(1), text: (v) => short(v) },
 };

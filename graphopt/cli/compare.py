@@ -32,6 +32,7 @@ def compare(
     from graphopt.cli.files import open_graph
     from graphopt.cli.show import print_json, print_table
     from graphopt.compare import compare as run
+    from graphopt.noise import CLEAN
 
     a, b = open_graph(before), open_graph(after)
     feeds = _feeds(a, inputs, calibration, samples)
@@ -41,7 +42,7 @@ def compare(
     else:
         rows = [
             [n.node, n.op, f"{n.accumulated.db:.1f}", f"{n.alone.db:.1f}", f"{n.accumulated.largest:.2g}",
-             f"{n.accumulated.relative:.2g}", ", ".join(n.passes)]
+             f"{n.accumulated.relative:.2g}", ", ".join(n.passes) if n.alone.db < CLEAN else ""]
             for n in found.nodes
         ]  # fmt: skip
         print_table(["node", "operator", "accumulated dB", "alone dB", "largest", "relative", "passes"], rows)

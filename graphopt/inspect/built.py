@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from graphopt.measure.profile import kernels
+
 if TYPE_CHECKING:
     from graphopt.artifact.reading import Artifact
 
@@ -29,20 +31,17 @@ def built(artifact: Artifact) -> Built:
     report = artifact.report
     target: Mapping[str, Any] = report["target"]
     cpu: Mapping[str, Any] = target.get("cpu", {}) if "npu" in target else target
-    calls = [
-        nodes
-        for kernel in cpu.get("kernels", {}).values()
-        for nodes in kernel.get("calls") or [kernel.get("nodes", ())]
-    ]
+    every = kernels(report).values()
+    calls = [nodes for kernel in every for nodes in kernel.get("calls") or [kernel.get("nodes", ())]]
     npu = {item["name"]: item["reason"] for item in target.get("npu", {}).get("left", ())}
     return Built(
         target=artifact.manifest.target,
-        passes=[step["pass"] for step in report["passes"]],
+        passes=[step["pass"] for step in report.get("passes", ())],
         together=[list(nodes) for nodes in calls if len(nodes) > 1],
         left={**npu, **{name: f"quantized: {how}" for name, how in cpu.get("integer", {}).items()}},
         skipped={
             step["pass"]: {skip["node"]: skip["reason"] for skip in step["skipped"]}
-            for step in report["passes"]
+            for step in report.get("passes", ())
             if step["skipped"]
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def by_structure(
     ahead_new, back_new = histories(after, looks, marks)
     back = {**back_old, **back_new}
     both: dict[ir.Node, Hashable] = {node: (label, back[node]) for node, label in {**ahead_old, **ahead_new}.items()}
-    pairs.update(_alike(left, right, both))
+    pairs.update(_alike(left, right, both, pairs))
     left, right = rest(olds, news, pairs)
     if not left or not right:
         return
@@ -58,19 +59,35 @@ def rest(
     return [n for n in olds if n not in pairs], [n for n in news if n not in taken]
 
 
-def _alike(olds: list[ir.Node], news: list[ir.Node], labels: Mapping[ir.Node, Hashable]) -> dict[ir.Node, ir.Node]:
-    """Nodes of equal label, in graph order, where both sides have as many of them."""
-    left: dict[Hashable, list[ir.Node]] = {}
-    right: dict[Hashable, list[ir.Node]] = {}
-    for side, nodes in ((left, olds), (right, news)):
-        for node in nodes:
-            side.setdefault(labels[node], []).append(node)
-    return {
-        old: new
-        for label, some in left.items()
-        if len(some) == len(right.get(label, ()))
-        for old, new in zip(some, right[label], strict=True)
-    }
+def _alike(
+    olds: list[ir.Node], news: list[ir.Node], labels: Mapping[ir.Node, Hashable], pairs: Mapping[ir.Node, ir.Node]
+) -> dict[ir.Node, ir.Node]:
+    """Nodes of equal label where both sides have as many of them; of these the one that reads what was matched to what
+    the other reads, else the next. `olds` come after what they read.
+    """
+    right = Counter(labels[node] for node in news)
+    even = {label for label, count in Counter(labels[node] for node in olds).items() if count == right[label]}
+    waiting: dict[Hashable, deque[ir.Node]] = {}
+    for new in news:
+        for key in (labels[new], (labels[new], _producers(new))):
+            waiting.setdefault(key, deque()).append(new)
+    found: dict[ir.Node, ir.Node] = {}
+    taken: set[ir.Node] = set()
+    for old in (old for old in olds if labels[old] in even):
+        read = tuple(p if p is None else found.get(p) or pairs.get(p) for p in _producers(old))
+        for key in ((labels[old], read), labels[old]):
+            queue = waiting.get(key, deque())
+            while queue and queue[0] in taken:
+                queue.popleft()
+            if queue:
+                found[old] = queue.popleft()
+                taken.add(found[old])
+                break
+    return found
+
+
+def _producers(node: ir.Node) -> tuple[ir.Node | None, ...]:
+    return tuple(None if value is None else value.producer() for value in node.inputs)
 
 
 def _stretches(

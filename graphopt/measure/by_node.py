@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import networkx as nx
 
 from graphopt.measure.ort_profile import ProfiledSession
-from graphopt.measure.profile import Run, median, watch
+from graphopt.measure.profile import Run, kernels, median, watch
 
 if TYPE_CHECKING:
     from graphopt.artifact import Executable
@@ -77,7 +77,7 @@ Timed = Sequence[tuple[frozenset[str], float, str]]
 
 
 def _ours(program: Executable, runs: Sequence[Run]) -> Timed:
-    known: Mapping[str, Any] = program.report["target"].get("kernels", {})
+    known = kernels(program.report)
     found: list[tuple[frozenset[str], float, str]] = []
     for name in runs[0].seconds:
         origin = known.get(name, {})
@@ -104,17 +104,17 @@ def _joined(order: Sequence[str], ours: Timed, theirs: Timed, total_ms: float, t
         home.update(dict.fromkeys(part, index))
     mine, other = _sums(ours, home)
     yours, other_yours = _sums(theirs, home)
-    kernels: dict[int, dict[str, None]] = {}
+    named: dict[int, dict[str, None]] = {}
     for nodes, _, name in ours:
         if nodes:
-            kernels.setdefault(home[min(nodes)], {})[name] = None
+            named.setdefault(home[min(nodes)], {})[name] = None
     rows = [
         NodeTime(
             part,
             mine.get(index, 0.0),
             yours.get(index, 0.0),
             yours[index] / mine[index] if mine.get(index) and yours.get(index) else None,
-            list(kernels.get(index, ())),
+            list(named.get(index, ())),
         )
         for index, part in enumerate(parts)
     ]

@@ -76,12 +76,23 @@ def profile(program: Executable, feeds: Mapping[str, Any], *, seconds: float = 3
         DataError: the inputs don't fit.
         UsageError: the artifact was not compiled for a CPU: what is called returns before it is done.
     """
-    known: Mapping[str, Any] = program.report["target"].get("kernels", {})
+    known = kernels(program.report)
     runs, whole = watch(program, feeds, seconds)
     rows = [_row(name, runs, known.get(name, {})) for name in runs[0].seconds]
     total = sum(row.ms for row in rows) or 1.0
     rows = [dataclasses.replace(row, share=row.ms / total) for row in rows]
     return sorted(rows, key=lambda row: -row.ms), median(whole)
+
+
+def kernels(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an artifact's report says of each kernel, by name; of an NPU's artifact, those that run on the CPU."""
+    target = report["target"]
+    found = target.get("kernels") or target.get("cpu", {}).get("kernels", {})
+    if isinstance(found, Mapping):
+        return found  # pyright: ignore[reportUnknownVariableType]
+    return {
+        str(kernel.get("function") or kernel["name"]): kernel for kernel in found
+    }  # CUDA's, as the compiler lists them
 
 
 def watch(

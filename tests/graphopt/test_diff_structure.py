@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graphopt.diff import GraphDiff, diff
 from graphopt.graph import load, save
@@ -128,6 +130,56 @@ def test_what_onnxruntime_fused_is_told_with_its_names_and_without(level: str, t
             assert groups[f"conv{k}"] == [f"conv{k}", f"bn{k}", *(n.format(k) for n in tail)]
         assert found.removed == []
         assert found.replaced == []
+
+
+UNARY, BINARY = ("Relu", "Exp", "Neg"), ("Add", "Sub")
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[tuple[str, list[int]]]:
+    """Nodes as operator and the places of what they read; -1 is the input."""
+    nodes: list[tuple[str, list[int]]] = []
+    for place in range(draw(st.integers(1, 14))):
+        op = draw(st.sampled_from(UNARY + BINARY))
+        nodes.append((op, [draw(st.integers(-1, place - 1)) for _ in range(1 + (op in BINARY))]))
+    return nodes
+
+
+def built(nodes: list[tuple[str, list[int]]], order: list[int], names: str) -> ir.Model:
+    """The graph with its nodes named and listed in `order`, as far as what they read allows; it returns all ends."""
+    x = ir.val("x", ir.DataType.FLOAT, [2])
+    made: dict[int, ir.Node] = {}
+    while len(made) < len(nodes):
+        ready = (i for i in order if i not in made and all(p < 0 or p in made for p in nodes[i][1]))
+        index = next(ready)
+        op, reads = nodes[index]
+        made[index] = ir.node(op, [x if p < 0 else made[p].outputs[0] for p in reads], name=names.format(len(made)))
+        made[index].outputs[0].name = f"{made[index].name}.out"
+    ends = [made[i].outputs[0] for i in range(len(nodes)) if not any(i in reads for _, reads in nodes)]
+    graph = ir.Graph([x], ends, nodes=made.values(), opset_imports={"": 17}, name="g")
+    return ir.Model(graph, ir_version=8)
+
+
+@given(graphs(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_graph_is_found_again_whatever_its_names_and_order(nodes: list[tuple[str, list[int]]], data: st.DataObject):
+    shuffled = data.draw(st.permutations(range(len(nodes))))
+    found = diff(built(nodes, list(range(len(nodes))), "a{}"), built(nodes, shuffled, "b{}"))
+    assert found.empty, str(found)
+
+
+@given(graphs(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_every_node_is_accounted_for_once(nodes: list[tuple[str, list[int]]], data: st.DataObject):
+    """Between any two graphs, also ones that have little in common."""
+    other = data.draw(graphs())
+    before, after = built(nodes, list(range(len(nodes))), "a{}"), built(other, list(range(len(other))), "b{}")
+    found = diff(before, after)
+    merges = [*found.fused, *found.replaced]
+    olds = [*found.removed, *(old for old, _ in found.matched), *(name for one in merges for name in one.before)]
+    news = [*found.added, *(new for _, new in found.matched), *(name for one in merges for name in one.after)]
+    assert sorted(olds) == sorted(str(node.name) for node in before.graph)
+    assert sorted(news) == sorted(str(node.name) for node in after.graph)
 
 
 def test_a_subgraph_that_gave_way_to_one_operator_is_fused_into_it() -> None:

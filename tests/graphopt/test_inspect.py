@@ -250,6 +250,14 @@ def test_an_artifact_is_inspected_too(digits: ir.Model, tmp_path: Path, graphopt
     assert "computed together: " in done.out
 
 
+def test_an_npu_artifact_says_what_stayed_on_the_cpu(digits: ir.Model, tmp_path: Path, graphopt) -> None:
+    path = save(digits, tmp_path / "digits.onnx")
+    assert graphopt("compile", path, "--target", "npu", "--dim", "N=1", "-O2", "-o", tmp_path / "d.gopt").code == 0
+    built = graphopt("inspect", tmp_path / "d.gopt", "--json").json["built"]
+    assert "conv1" in built["left"]
+    assert built["together"]
+
+
 def large(folder: Path) -> Path:
     """A chain of 35 products with 64 MiB of weights each, 2.3 GB of zeros in a file with holes."""
     nbytes, count = 4096 * 4096 * 4, 35

@@ -7,7 +7,7 @@ import pytest
 
 import graphopt
 from graphopt.measure.peak import peak_gflops
-from graphopt.measure.profile import RUNTIME, profile
+from graphopt.measure.profile import RUNTIME, kernels, profile
 from graphopt.testing import from_text
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
@@ -98,3 +98,17 @@ def test_command_line(program, tmp_path):
     assert "of peak" in CliRunner().invoke(app, ["bench", path, "--profile", "--seconds", "0.1"]).stdout
     with pytest.raises(graphopt.errors.UsageError, match="either --profile or --against"):
         CliRunner().invoke(app, ["bench", path, "--profile", "--against", "tvm"], catch_exceptions=False)
+
+
+def test_kernels_of_every_targets_report():
+    conv = {"nodes": ["c"], "calls": []}
+    for target in (
+        {"kernels": {"conv": conv}},
+        {"npu": {}, "cpu": {"kernels": {"conv": conv}}},
+        {"kernels": [{"function": "conv", **conv}]},
+        {"kernels": [{"name": "conv", **conv}]},
+    ):
+        (found,) = kernels({"target": target}).items()
+        assert found[0] == "conv"
+        assert found[1]["nodes"] == ["c"]
+    assert kernels({"target": {}}) == {}

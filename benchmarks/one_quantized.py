@@ -21,7 +21,7 @@ from graphopt.measure import evaluate
 from graphopt.measure.latency import bench
 from graphopt.measure.rivals import open_rivals
 from graphopt.models import ReferenceModel
-from graphopt.pipeline import PRESETS
+from graphopt.pipeline import PRESETS, make_target
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 
@@ -82,12 +82,13 @@ def _speed(
     }
     runners: dict[str, Any] = {}
     nbytes: dict[str, int] = {}
-    quantized = model
+    quantized, target = model, make_target(f"llvm{{threads={threads}}}")
     for name, pipeline in (("quantized", PRESETS.get(recipe, recipe)), ("float", PRESETS["O2"])):
         before = api.open_model(model, free)
-        result = api.run_pipeline(before, pipeline, calibration=_one_by_one(batches, example), verify=False)
+        few = _one_by_one(batches, example)
+        result = api.run_pipeline(before, pipeline, calibration=few, verify=False, target=target)
         try:
-            program, parts = api.build(before, result, f"llvm{{threads={threads}}}")
+            program, parts = api.build(before, result, target)
         except GraphoptError as error:
             return {"error": f"{name}: {error}"}
         nbytes[name] = sum(array.nbytes for array in program.weights.values())

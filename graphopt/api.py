@@ -64,8 +64,11 @@ def compile(
     Raises:
         GraphoptError: see `graphopt.errors`.
     """
+    from graphopt.pipeline.registry import make_target
+
     before = open_model(model, dims)
-    result = run_pipeline(before, pipeline, calibration=calibration, seed=seed, verify=verify)
+    target = make_target(target) if isinstance(target, str) else target
+    result = run_pipeline(before, pipeline, calibration=calibration, seed=seed, verify=verify, target=target)
     return compile_result(before, result, target, seed=seed)
 
 
@@ -117,8 +120,12 @@ def run_pipeline(
     dims: Mapping[str, int] | None = None,
     verify: bool = True,
     observers: Iterable[Observer] = (),
+    target: Target | None = None,
 ) -> Result:
-    """What `optimize` does, with the account of each pass kept. `observers` come before the checks."""
+    """What `optimize` does, with the account of each pass kept. `observers` come before the checks.
+
+    `target`: what the result will be compiled for; passes may choose by it.
+    """
     from graphopt.data import open_data
     from graphopt.pipeline import parse_pipeline, run
     from graphopt.pipeline.observers import MeasureMemory, MeasureSize, VerifyStructure
@@ -131,7 +138,7 @@ def run_pipeline(
             )
     opened = open_model(model, dims)
     batches = None if calibration is None else open_data(calibration, opened)
-    context = Context(calibration=batches, seed=seed)
+    context = Context(calibration=batches, seed=seed, target=target)
     checks: list[Observer] = [VerifyStructure(), MeasureMemory(), MeasureSize()]
     if verify and passes:
         checks.append(_numeric_check(opened, context))

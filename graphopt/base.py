@@ -96,10 +96,11 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a pass or a target may use besides the model."""
+    """What a pass or a target may use besides the model. `target`: what it will be compiled for, if that is known."""
 
     calibration: Batches | None = None
     seed: int = 0
+    target: Target | None = None
 
     def needs_calibration(self, who: str) -> Batches:
         """The calibration data, or a `DataError` that says who needs it and how to give it."""
@@ -153,6 +154,10 @@ class Target(abc.ABC):
     @abc.abstractmethod
     def build(self, model: ir.Model, context: Context) -> Program:
         """Lower `model` through TVM. Raises `LoweringError` naming each operator that can't be lowered."""
+
+    def weight_bits(self) -> int:
+        """Bits of int8 weights that its integer kernels multiply fastest without any loss."""
+        return 8
 
     @classmethod
     @abc.abstractmethod

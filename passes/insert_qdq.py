@@ -21,7 +21,7 @@ from graphopt.passes.quant.observers import Statistics, propose_range
 from graphopt.passes.quant.placement import Placement, concatenated, is_float_activation, operands, place
 from graphopt.passes.quant.rules import Rules, load_rules
 from graphopt.passes.quant.saved import load_statistics
-from graphopt.passes.quant.spec import Observer, QuantSpec
+from graphopt.passes.quant.spec import Observer, QuantSpec, weight_bits_for
 from graphopt.passes.weights import find_weight, is_weighted, matches, weight_array
 
 LOPSIDED = 64.0
@@ -34,7 +34,8 @@ class InsertQdq(Pass):
 
     activations: "uint8" and "uint16" asymmetric, "int8", "int16" and "float8e4m3fn" symmetric; one scale per tensor.
         float8 is the weights' type as well, and 16 bits need opset 21: the model is raised to it.
-    weight_bits: 8, or fewer for head room: 7 can't saturate in x86 kernels without VNNI.
+    weight_bits: 8, or fewer for head room. By default 8, but 7 where it is known that the model is compiled for x86
+        without VNNI: with these the fastest kernels can't saturate.
     observer: how activation ranges follow from calibration: "minmax", "moving-average", "percentile", "entropy" or
         "mse"; see `graphopt.passes.quant.observers`.
     power_of_two: scales are powers of two.
@@ -51,7 +52,7 @@ class InsertQdq(Pass):
     preserves: ClassVar[Preserves] = LOSSY
 
     activations: Literal["uint8", "int8", "uint16", "int16", "float8e4m3fn"] = "uint8"
-    weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    weight_bits: Annotated[int, Field(ge=2, le=8)] | None = None
     observer: Observer = "mse"
     power_of_two: bool = False
     per_channel: bool = True
@@ -61,7 +62,7 @@ class InsertQdq(Pass):
     exclude: tuple[str, ...] = ()
 
     def apply(self, model: ir.Model, context: Context) -> Report:
-        """Calibrate and insert. Facts: `ranges` by value name, `quantized` and `weighted` node counts.
+        """Calibrate and insert. Facts: `ranges` by value name, `quantized` and `weighted` node counts, `weight_bits`.
 
         Raises:
             DataError: no calibration data, or it does not fit the model.
@@ -80,11 +81,14 @@ class InsertQdq(Pass):
             if reason is not None:
                 report.skip(node.name, reason)
                 chosen.remove(node)
-        self._insert(model.graph, place(model.graph, frozenset(chosen), rules), chosen, statistics, report)
+        bits = weight_bits_for(self.weight_bits, context)
+        placement = place(model.graph, frozenset(chosen), rules)
+        self._insert(model.graph, placement, chosen, statistics, self._weight_spec(bits), report)
         if chosen:
             raise_opset(model, self._spec().opset)
         remove_unused(model)
         report.facts["quantized"] = len(chosen)
+        report.facts["weight_bits"] = bits
         report.facts["weighted"] = len(chosen) + len({s.node for s in report.skipped if s.reason != BIAS_CLIPS})
         return report
 
@@ -112,10 +116,10 @@ class InsertQdq(Pass):
         symmetric = not self.activations.startswith("uint")
         return QuantSpec(self.activations, symmetric, power_of_two=self.power_of_two, observer=self.observer)
 
-    def _weight_spec(self) -> QuantSpec:
+    def _weight_spec(self, bits: int) -> QuantSpec:
         if self._spec().is_float:
             return QuantSpec(self.activations, True, power_of_two=self.power_of_two, observer="minmax")
-        return QuantSpec("int8", True, self.weight_bits, self.power_of_two, observer="minmax")
+        return QuantSpec("int8", True, bits, self.power_of_two, observer="minmax")
 
     def _insert(
         self,
@@ -123,6 +127,7 @@ class InsertQdq(Pass):
         placement: Placement,
         chosen: list[ir.Node],
         statistics: Mapping[ir.Value, Statistics],
+        weight_spec: QuantSpec,
         report: Report,
     ) -> None:
         spec = self._spec()
@@ -135,7 +140,7 @@ class InsertQdq(Pass):
                 ranges[str(source.name)] = low, high
                 scales[source] = add_scale(graph, str(source.name), *scale_and_zero_point(low, high, spec))
             pairs[insert_pair(graph, value, scales[source], placement.nodes)] = scales[source]
-        weights = Weights(graph, self._weight_spec(), self.per_channel)
+        weights = Weights(graph, weight_spec, self.per_channel)
         for node in chosen:
             input_scale = pairs[operands(node)[0]].array
             bias = int32_bias(node)
@@ -145,7 +150,8 @@ class InsertQdq(Pass):
                 if not stored:
                     report.skip(node.name, BIAS_CLIPS)
             channels = "" if weight_scale is None else f", {weight_scale.size} weight scales"
-            report.change(node.name, f"{node.op_type} on {self.activations}{channels}")
+            bits = "" if weight_spec.bits in (None, 8) else f", {weight_spec.bits}-bit weights"
+            report.change(node.name, f"{node.op_type} on {self.activations}{channels}{bits}")
         report.facts["ranges"] = ranges
 
 

@@ -13,7 +13,7 @@ from graphopt.base import LOSSY, Context, Pass, Preserves, Report
 from graphopt.graph import add_constant, constant_array, remove_unused
 from graphopt.passes.quant.arithmetic import quantize_weight
 from graphopt.passes.quant.insert import add_node, replace_node
-from graphopt.passes.quant.spec import QuantSpec
+from graphopt.passes.quant.spec import QuantSpec, weight_bits_for
 from graphopt.passes.weights import Weight, find_weight, is_weighted, matches, output_axis, weight_array
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +24,7 @@ _DYNAMIC = frozenset({"Conv", "Gemm", "MatMul"})
 class QuantizeDynamic(Pass):
     """Computes Conv, Gemm and MatMul with constant weights in integers, their inputs quantized as they come.
 
-    weight_bits: 8, or fewer for head room: 7 can't saturate in x86 kernels without VNNI.
+    weight_bits: as in `InsertQdq`.
     include, exclude: node names or operators, ``*`` allowed.
 
     ``y = float(MatMulInteger(q, W_q)) * (s_x * s_w) + bias``, where DynamicQuantizeLinear makes ``q`` (uint8), ``s_x``
@@ -35,7 +35,7 @@ class QuantizeDynamic(Pass):
     name: ClassVar[str] = "quantize-dynamic"
     preserves: ClassVar[Preserves] = LOSSY
 
-    weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    weight_bits: Annotated[int, Field(ge=2, le=8)] | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -61,7 +61,8 @@ class QuantizeDynamic(Pass):
                 quantized[x] = add_node(
                     graph, node, "DynamicQuantizeLinear", [x], f"{x.name}_quantized", ir.DataType.UINT8, outputs=3
                 )
-            spec = QuantSpec("int8", True, self.weight_bits, axis=output_axis(weight), observer="minmax")
+            bits = weight_bits_for(self.weight_bits, context)
+            spec = QuantSpec("int8", True, bits, axis=output_axis(weight), observer="minmax")
             _replace(graph, node, weight, array, spec, quantized[x])
             report.change(node.name, f"{node.op_type} on uint8 by its run-time range, {array.shape} weights in int8")
         remove_unused(model)

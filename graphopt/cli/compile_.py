@@ -59,7 +59,7 @@ def compile_(
     for path in filter(None, (output, html)):
         check_writable(path)
     before = open_model(model, o.chosen_dims(dim))
-    result = o.run_chosen(before, choices)
+    result = o.run_chosen(before, choices, machine)
     start = time.perf_counter()
     program, parts = build(before, result, machine, seed=seed)
     artifact.write(output, program, **parts)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from graphopt.base import Pass
+    from graphopt.base import Pass, Target
     from graphopt.pipeline.driver import Observer, Result
 
 PIPELINE = "Which passes to run"
@@ -124,12 +124,12 @@ def chosen_dims(texts: list[str] | None) -> dict[str, int]:
     return dims
 
 
-def run_chosen(model: ir.Model, choices: Choices) -> Result:
-    """Run the chosen passes over a model in normal form."""
-    return run_passes(model, chosen_passes(choices), choices)
+def run_chosen(model: ir.Model, choices: Choices, target: Target | None = None) -> Result:
+    """Run the chosen passes over a model in normal form. `target`: what it will be compiled for."""
+    return run_passes(model, chosen_passes(choices), choices, target)
 
 
-def run_passes(model: ir.Model, passes: Sequence[Pass], choices: Choices) -> Result:
+def run_passes(model: ir.Model, passes: Sequence[Pass], choices: Choices, target: Target | None = None) -> Result:
     """Run `passes` over a model in normal form, with the data and the watchers that were chosen."""
     from graphopt.api import run_pipeline
 
@@ -140,6 +140,7 @@ def run_passes(model: ir.Model, passes: Sequence[Pass], choices: Choices) -> Res
         seed=choices.seed,
         verify=choices.verify,
         observers=_observers(choices),
+        target=target,
     )
 
 

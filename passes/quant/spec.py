@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import ml_dtypes
 import numpy as np
 
+from graphopt.base import Context
 from graphopt.errors import UsageError
 
 Dtype: TypeAlias = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "float8e4m3fn", "float8e5m2"]
@@ -103,3 +104,8 @@ class QuantSpec:
     @property
     def _width(self) -> int:
         return self.bits or _STORAGE[self.dtype][1]
+
+
+def weight_bits_for(asked: int | None, context: Context) -> int:
+    """The bits of int8 weights: those asked for, else those that the target multiplies fastest, else 8."""
+    return asked or (8 if context.target is None else context.target.weight_bits())

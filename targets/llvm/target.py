@@ -67,6 +67,14 @@ class Llvm(Target):
             },
         )
 
+    def weight_bits(self) -> int:
+        """7 on x86 without VNNI, whose `vpmaddubsw` adds two products of uint8 and int8 in int16: they fit then."""
+        from graphopt.targets.llvm.cpu import resolve
+        from graphopt.targets.llvm.kernels.arithmetic import saturates
+
+        cpu = resolve(self.mcpu)
+        return 7 if saturates(cpu.lanes, cpu.features) else 8
+
     def lower(self, model: ir.Model) -> tuple[Cpu, Lowered, dict[str, tirx.PrimFunc], Choices]:
         """The CPU, the module for it, the kernels that the module calls, and how they were chosen; see `build`."""
         from graphopt.artifact.runtime import available_threads

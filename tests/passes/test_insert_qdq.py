@@ -14,7 +14,7 @@ from graphopt.errors import DataError, PassError, UsageError
 from graphopt.graph import constant_array, load
 from graphopt.passes.insert_qdq import InsertQdq
 from graphopt.passes.quant.calibrate import calibrate
-from graphopt.pipeline.registry import parse_pipeline
+from graphopt.pipeline.registry import make_target, parse_pipeline
 from graphopt.testing import apply, from_text, op_types
 
 RNG = np.random.default_rng(0)
@@ -342,6 +342,35 @@ def test_residual_add_has_both_inputs_quantized():
     assert add.inputs[1] is node_of(after, "Conv", 1).inputs[0]  # r is quantized once, for both readers
     assert producers(node_of(after, "Relu", 1)) == ["Add"]
     close(before, after, feeds, share=0.06)
+
+
+def test_a_sum_of_two_is_an_addition():
+    """Some exporters write residual additions as Sum."""
+    before = build(RESIDUAL.replace("Add", "Sum"), **{f"w{k}": normal(4, 4, 1, 1) for k in (1, 2, 3)})
+    feeds = {"x": normal(4, 4, 6, 6)}
+    after, _ = quantized(before, feeds)
+    assert producers(node_of(after, "Sum")) == ["DequantizeLinear"] * 2
+    assert producers(node_of(after, "Relu", 1)) == ["Sum"]
+    close(before, after, feeds, share=0.06)
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "bits"),
+    [
+        ("llvm{mcpu=x86-64-v3}", None, 7), ("llvm{mcpu=cascadelake}", None, 8), ("llvm{mcpu=neoverse-n1}", None, 8),
+        ("llvm{mcpu=x86-64-v3}", 8, 8), (None, None, 8),
+    ],
+)  # fmt: skip
+def test_weights_have_the_bits_that_the_target_is_fastest_with(target, asked, bits):
+    """x86 without VNNI adds two products of 8 bits in 16, which only 7-bit weights never saturate."""
+    context = Context(
+        calibration=Batches(lambda: [{"x": normal(4, 3, 8, 8)}]), target=None if target is None else make_target(target)
+    )
+    after, report = apply(InsertQdq(weight_bits=asked), conv_relu_conv(), context)
+    weights = constant_array(node_of(after, "Conv").inputs[1].producer().inputs[0])
+    assert np.abs(weights).max() == 2 ** (bits - 1) - 1
+    assert report.facts["weight_bits"] == bits
+    assert all(change.action.endswith("7-bit weights") == (bits == 7) for change in report.changes)
 
 
 def test_values_that_only_move_keep_their_scale():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from graphopt.artifact.host import missing
 from graphopt.targets.integer import reference
 from graphopt.targets.llvm.cpu import Cpu, resolve
-from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise
+from graphopt.targets.llvm.kernels import arithmetic, contract
 from graphopt.targets.llvm.kernels.contract import Contraction
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa
@@ -189,28 +189,3 @@ def assembly(mcpu: str, triple: str, features: frozenset[str] | None = None) -> 
 def test_instruction_is_there(mcpu, triple, instruction):
     """Machine code for a CPU, also one of another architecture, has the instruction its arithmetic is named after."""
     assert instruction in assembly(mcpu, triple)
-
-
-@pytest.mark.parametrize("variant", ["native", "avx2"])
-def test_depthwise_sums_are_exact(variant):
-    """The largest sums there are, with residual and a bias beyond 24 bits."""
-    import tvm
-
-    cpu, isa = isa_of(variant)
-    rng = np.random.default_rng(0)
-    conv = Conv(1, 40, 9, 21, 21, (19, 5), pads=(9, 2, 9, 2), group=21)
-    x = rng.integers(0, 256, (1, 21, 40, 9)).astype(np.uint8)
-    weight = rng.integers(-128, 128, (21, 1, 19, 5)).astype(np.int8)
-    x[:, 0], weight[0] = 255, -128
-    bias = rng.integers(2**24, 2**25, 21).astype(np.int32) + 1
-    acc = reference.convolution(x, 3, weight, bias, pads=conv.pads, group=21)
-    r, m = rng.integers(0, 256, acc.shape).astype(np.uint8), np.full(21, 1e-6, np.float32)
-    m[0] = 1e-5
-    kernel = depthwise.quantized(conv, isa, 3, Finish(Range(90), Residual(9, 0.37)), False, "kernel")
-    module = tvm.compile(tvm.IRModule({"kernel": kernel}), target=cpu.tvm_target())
-    result = tvm.runtime.tensor(np.zeros(last(acc).shape, np.uint8))
-    module["kernel"](
-        *map(tvm.runtime.tensor, (last(x), depthwise.pack(weight).astype(np.float32), bias, m, last(r))), result
-    )
-    want = reference.requantise(acc, m[:, None, None], 90, 0, 255, reference.scaled(r, 9, np.float32(0.37)))
-    np.testing.assert_array_equal(result.numpy(), last(want))

@@ -10,7 +10,8 @@ from graphopt.base import Context
 from graphopt.graph import normalise
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.cpu import resolve
-from graphopt.targets.llvm.plan import plan
+from graphopt.targets.llvm.plan import integer, plan
+from graphopt.targets.llvm.plan.integer import choose
 from graphopt.targets.lowering.canonical import canonicalise
 
 
@@ -183,6 +184,15 @@ def test_what_is_no_region_runs_as_float(trouble):
         compare(model, 0.03)
 
 
+@pytest.fixture
+def on_integers(monkeypatch):
+    """However small the model: integers are not estimated to be slower."""
+    monkeypatch.setattr(integer, "pays", lambda *_: (True, "int8"))
+    for name in ("FINISH", "NARROW", "ACTIVATION", "SPREAD"):
+        monkeypatch.setattr(choose, name, 0.0)
+
+
+@pytest.mark.usefixtures("on_integers")
 @pytest.mark.parametrize(("channels", "kernel", "strides"), [(37, (3, 3), [1, 1]), (16, (5, 5), [2, 2])])
 def test_depthwise(channels, kernel, strides):
     net = Net()
@@ -194,6 +204,7 @@ def test_depthwise(channels, kernel, strides):
     compare(model, 0.02)
 
 
+@pytest.mark.usefixtures("on_integers")
 @pytest.mark.parametrize(("bits", "float_layers"), [(8, 1), (7, 0)])
 def test_layer_that_is_faster_in_float_stays_so(bits, float_layers):
     """Without dot products a wide 3x3 layer is Winograd's, a 1x1 layer is not; the report gives the account."""
@@ -206,10 +217,68 @@ def test_layer_that_is_faster_in_float_stays_so(bits, float_layers):
         x = net.pair(net.op("Conv", x, weight, pads=[pad] * 4), 0.01, 128)
     model = net.model(x)
     program = Llvm(mcpu="x86-64-v3", threads=1).build(model, Context())
-    accounts = list(program.report["integer"].values())
+    accounts = [account for name, account in program.report["integer"].items() if name != "the model"]
     assert len(accounts) == 2
     assert sum(account.startswith("float32: maddwd") for account in accounts) == float_layers
     with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
         feeds = {"x0": np.random.default_rng(1).standard_normal((1, 64, 28, 28)).astype(np.float32)}
         (got,) = executable.run(feeds).values()
     np.testing.assert_allclose(got, exact(model, feeds)[0], rtol=0, atol=0.02001)
+
+
+def calls(model: ir.Model, mcpu: str = "native") -> list[str]:
+    """The kernels in order, without their numbers, and the ONNX operators between them."""
+    canonical = canonicalise(model.clone())
+    plan(canonical, resolve(mcpu), parallel=False)
+    return [
+        str(n.attributes.get_string("symbol")).rsplit("_", 1)[0] if n.op_type == "CallPacked" else n.op_type
+        for n in canonical.graph
+    ]
+
+
+def test_a_bias_that_is_added_behind_a_convolution_is_its_bias():
+    """As in squeeze-and-excitation blocks of some exporters; then the activation and rounding are the layer's too."""
+    net = Net()
+    x = net.pair(net.input(1, 16, 1, 1), 0.03, 128)
+    bias = net.constant(net.rng.standard_normal((1, 24, 1, 1)).astype(np.float32))
+    y = net.op("Add", net.op("Conv", x, net.weight(24, 16, 1, 1)), bias)
+    y = net.pair(net.op("HardSigmoid", y), 1 / 255, 0)
+    model = net.model(net.conv(y, 8, 24, 1, 1))
+    assert sum("integer" in name for name in calls(model)) == 2
+    assert not any("pointwise" in name for name in calls(model))
+    compare(model, 0.02)
+
+
+@pytest.mark.usefixtures("on_integers")
+def test_a_picture_is_quantized_on_its_way_to_channels_last():
+    net = Net()
+    x = net.pair(net.input(2, 3, 20, 30), 0.03, 128)
+    model = net.model(net.conv(x, 16, 3, 3, 3, strides=[2, 2], pads=[1, 1, 1, 1]))
+    assert calls(model)[:3] == ["Transpose", "quantize", "integer_conv"]
+    compare(model, 0.01)
+
+
+def test_a_model_that_is_slower_on_integers_is_float_throughout(monkeypatch):
+    """Nothing is rounded then, but what the ranges cut off is: Relu may have been left to them."""
+
+    def model_of(rounded: bool) -> ir.Model:
+        net = Net()
+        x = net.input(1, 8, 12, 12)
+        x = net.pair(x, 0.02, 128) if rounded else x
+        y = net.conv(x, 8, 8, 3, 3, pads=[1, 1, 1, 1])
+        limits = net.constant(np.float32(0)), net.constant(np.float32(2.55))
+        y = net.op("MaxPool", net.pair(y, 0.01, 0) if rounded else net.op("Clip", y, *limits), kernel_shape=[2, 2])
+        return net.model(net.conv(net.pair(y, 0.01, 0) if rounded else y, 8, 8, 3, 3))
+
+    model = model_of(rounded=True)
+    monkeypatch.setattr(choose, "FINISH", 1e6)
+    assert not any("integer" in name or "Linear" in name for name in calls(model))
+    program = Llvm(threads=1).build(model, Context())
+    feeds = {"x0": np.random.default_rng(5).standard_normal((1, 8, 12, 12)).astype(np.float32)}
+    with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
+        (got,) = executable.run(feeds).values()
+    (want,) = exact(model_of(rounded=False), feeds)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    assert program.report["integer"]["the model"].startswith("float32 throughout")
+    monkeypatch.undo()
+    assert Llvm(threads=1).build(model, Context()).report["integer"]["the model"].startswith("int8")

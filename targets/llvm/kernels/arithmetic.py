@@ -155,17 +155,27 @@ def _in_order(total: Expr, lanes: int) -> Expr:
 def choose(isa: Isa, weight: np.ndarray[Any, Any]) -> Dot:
     """The fastest exact arithmetic of a CPU for an int8 `weight`, [..., inner] along which `maddubs` makes pairs."""
     features, lanes = isa.features, isa.lanes
-    if (lanes == 16 and "avx512vnni" in features) or (lanes == 8 and features & {"avxvnni", "avx512vnni"}):
+    if _has_vnni(lanes, features):
         return Dot("vpdpbusd", 4)
     if lanes == 4 and "i8mm" in features:
         return Dot("usdot", 4)
     if lanes == 4 and "dotprod" in features:
         return Dot("sdot", 4, staged="int8")
-    if {4: "ssse3", 8: "avx2", 16: "avx512bw"}.get(lanes) in features and fits_maddubs(weight):
+    if saturates(lanes, features) and fits_maddubs(weight):
         return Dot("maddubs", 4, extra=2)
     if {4: "sse2", 8: "avx2", 16: "avx512bw"}.get(lanes) in features:
         return Dot("maddwd", 2, staged="int16", extra=1)
     return Dot("widen", 1, extra=1)
+
+
+def _has_vnni(lanes: int, features: frozenset[str]) -> bool:
+    return (lanes == 16 and "avx512vnni" in features) or (lanes == 8 and bool(features & {"avxvnni", "avx512vnni"}))
+
+
+def saturates(lanes: int, features: frozenset[str]) -> bool:
+    """Whether `maddubs`, in which weights of 8 bits can saturate, is the fastest arithmetic of a CPU."""
+    instruction = {4: "ssse3", 8: "avx2", 16: "avx512bw"}.get(lanes)
+    return instruction in features and not _has_vnni(lanes, features)
 
 
 def fits_maddubs(weight: np.ndarray[Any, Any]) -> bool:

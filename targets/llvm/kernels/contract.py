@@ -12,14 +12,13 @@ copy takes a percent or two of the time of the products.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels import depthwise, tile
+from graphopt.targets.llvm.kernels import tile
 from graphopt.targets.llvm.kernels.arithmetic import Dot
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, scratch, splat, store, when
@@ -77,12 +76,6 @@ class Contraction:
 def room(isa: Isa, dot: Dot) -> Isa:
     """`isa` without the registers that the arithmetic needs for itself."""
     return dataclasses.replace(isa, registers=isa.registers - dot.extra)
-
-
-def is_depthwise(p: Contraction) -> bool:
-    """Whether the float32 form of a depthwise convolution gives the integer sums."""
-    c = p.conv
-    return c.group == c.ci == c.co > 1 and math.prod(c.kernel) <= depthwise.EXACT
 
 
 def as_runs(weight: np.ndarray[Any, Any], p: Contraction) -> np.ndarray[Any, Any]:

@@ -1,25 +1,28 @@
 """Products with weights of 4 or 8 bits that stay so in memory: dequantized in registers, on the way into the sum.
 
 ``y[r, c] = sum_k x[r, k] * (q[k, c] * s[b, c] + t[b, c]) + bias[c]`` for the block b that k is in, with
-``t = -zero * s``. A vector of weights is widened and scaled once for all rows of a tile. With few rows the time goes by
-the bytes of the weights. Two rows of 4-bit weights share a vector of bytes: the even one in the lower halves, the odd
-one in the upper.
+``t = -zero * s``. A vector of weights is widened and scaled once for all rows of a tile: with few rows the time goes by
+the bytes of the weights. From `MANY` rows on it goes by the products, and weights are dequantized once for all rows,
+a panel of columns at a time. Two rows of 4-bit weights share a vector of bytes: the even one in the lower halves, the
+odd one in the upper.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels import tile
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, named, splat, when
+from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, named, scratch, splat, store, when
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 Array = np.ndarray[Any, Any]
 TEMPORARIES = 4
+MANY = 16  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,28 +78,15 @@ def make(p: FewBits, isa: Isa, epilogue: Epilogue, parallel: bool, name: str) ->
         x, y = f.matrix(x, [*p.rows, p.k]), f.matrix(y, [*p.rows, p.co])
         r = None if r is None else f.matrix(r, [*p.rows, p.co])
         rows = f.product(p.rows)
-        free = dataclasses.replace(isa, registers=isa.registers - TEMPORARIES)
-        shape = tile.choose(rows if isinstance(rows, int) else 1 << 20, columns, free)
         product = _Product(p, isa, epilogue, x, w, s, t, b, r, y)
-        whole = p.co // lanes // shape.cols
-        tiles, rest = rows // shape.rows, rows % shape.rows
-        panels = [(0, shape.cols, whole)] if whole else []
-        panels += [(c, min(shape.cols, columns - c), 1) for c in range(whole * shape.cols, columns, shape.cols)]
-        for first, cols, number in panels:
-            with loop(tiles * number, parallel=parallel) as i:
-                column = first if number == 1 else i // tiles * cols
-                product.tile(i % tiles * shape.rows, column, tile.Shape(shape.rows, cols))
-            if isinstance(rest, int) and rest == 0:
-                continue
-            with loop(number, parallel=parallel) as i:
-                column = first if number == 1 else i * cols
-                if isinstance(rest, int):
-                    product.tile(tiles * shape.rows, column, tile.Shape(rest, cols))
-                    continue
-                for size in [1 << bit for bit in reversed(range((shape.rows - 1).bit_length()))]:
-                    with when(rest // size % 2 == 1):
-                        row = tiles * shape.rows + rest // (2 * size) * (2 * size)
-                        product.tile(row, column, tile.Shape(size, cols))
+        if isinstance(rows, int):
+            product.many(rows, parallel) if rows >= MANY else product.few(rows, parallel)
+        else:
+            rows = named(rows)
+            with when(rows >= MANY):
+                product.many(rows, parallel)
+            with when(rows < MANY):
+                product.few(rows, parallel)
     return made[0]
 
 
@@ -113,15 +103,76 @@ class _Product:
     r: Any
     y: Any
 
-    def tile(self, row: Expr, column: Expr, shape: tile.Shape) -> None:
-        """`shape.rows` rows from `row` on, `shape.cols` vectors of columns from `column` on."""
+    def few(self, rows: Expr, parallel: bool) -> None:
+        """Weights dequantized for each tile."""
+        free = dataclasses.replace(self.isa, registers=self.isa.registers - TEMPORARIES)
+        shape = self._shape(rows, free)
+        for first, cols, number in self._panels(shape.cols):
+            with loop(number, parallel=parallel) as i:
+                column = first if number == 1 else i * cols
+                with loop(rows // shape.rows) as t:
+                    self.tile(t * shape.rows, column, tile.Shape(shape.rows, cols))
+                self._rest(rows, column, tile.Shape(shape.rows, cols))
+
+    def many(self, rows: Expr, parallel: bool) -> None:
+        """Weights dequantized once, for a panel of columns that all rows are multiplied with then."""
+        lanes, shape = self.isa.lanes, self._shape(rows, self.isa)
+        shared = None if parallel else scratch([self.p.k, shape.cols * lanes])
+        for first, cols, number in self._panels(shape.cols):
+            with loop(number, parallel=parallel) as i:
+                column = first if number == 1 else i * cols
+                real = scratch([self.p.k, shape.cols * lanes]) if shared is None else shared
+                self._dequantize(real, column, cols)
+                with loop(rows // shape.rows) as t:
+                    self.tile(t * shape.rows, column, tile.Shape(shape.rows, cols), real)
+                self._rest(rows, column, tile.Shape(shape.rows, cols), real)
+
+    def _rest(self, rows: Expr, column: Expr, shape: tile.Shape, real: Any = None) -> None:
+        """The rows past whole tiles."""
+        rest = rows % shape.rows
+        if isinstance(rest, int):
+            if rest:
+                self.tile(rows - rest, column, tile.Shape(rest, shape.cols), real)
+            return
+        for size in [1 << bit for bit in reversed(range((shape.rows - 1).bit_length()))]:
+            with when(rest // size % 2 == 1):
+                row = rows // shape.rows * shape.rows + rest // (2 * size) * (2 * size)
+                self.tile(row, column, tile.Shape(size, shape.cols), real)
+
+    def _shape(self, rows: Expr, isa: Isa) -> tile.Shape:
+        return tile.choose(rows if isinstance(rows, int) else 1 << 20, -(-self.p.co // isa.lanes), isa)
+
+    def _panels(self, cols: int) -> list[tuple[int, int, int]]:
+        """Panels of so many vectors as (first, vectors, number): whole ones, and the rest."""
+        columns, whole = -(-self.p.co // self.isa.lanes), self.p.co // self.isa.lanes // cols
+        rest = [(first, min(cols, columns - first), 1) for first in range(whole * cols, columns, cols)]
+        return ([(0, cols, whole)] if whole else []) + rest
+
+    def _dequantize(self, real: Any, column: Expr, cols: int) -> None:
+        """Panel `column` of the weights into `real`, [k, vectors]."""
+        lanes = self.isa.lanes
+
+        def put(k: Expr, j: int, value: Expr) -> None:
+            store(real, value, [k, j * lanes], lanes)
+
+        self._over_blocks(column, range(cols), lambda k, values: [put(k, j, v) for j, v in enumerate(values)])
+
+    def tile(self, row: Expr, column: Expr, shape: tile.Shape, real: Any = None) -> None:
+        """`shape.rows` rows from `row` on, `shape.cols` vectors of columns from `column` on.
+
+        `real`: their dequantized weights, if there are any.
+        """
         p, lanes, columns = self.p, self.isa.lanes, -(-self.p.co // self.isa.lanes)
         acc = tile.Accumulators(shape, self.isa, lambda j: load(self.b, [(column + j) * lanes], lanes))
-        whole = p.k // p.block
-        with loop(whole) as block:
-            self._block(acc, shape, row, column, block, block * p.block, p.block)
-        if whole * p.block < p.k:
-            self._block(acc, shape, row, column, whole, whole * p.block, p.k - whole * p.block)
+
+        def step(k: Expr, weights: Callable[[int], Expr]) -> None:
+            acc.step(range(shape.rows), lambda i: self.x[row + i, k], weights)
+
+        if real is None:
+            self._over_blocks(column, range(shape.cols), lambda k, values: step(k, lambda j: values[j]))
+        else:
+            with loop(p.k) as k:
+                step(k, lambda j: load(real, [k, j * lanes], lanes))
         partial = isinstance(column, int) and column + shape.cols == columns
         acc.write(
             [*[lanes] * (shape.cols - 1), p.co - (columns - 1) * lanes if partial else lanes],
@@ -131,11 +182,25 @@ class _Product:
             apart=self.epilogue.long,
         )
 
+    def _over_blocks(self, column: Expr, columns: range, body: Callable[[Expr, list[Expr]], Any]) -> None:
+        """``body(k, weights)`` for every k, with a dequantized vector for each of `columns` from `column` on."""
+        p = self.p
+        whole = p.k // p.block
+        with loop(whole) as block:
+            self._block(column, columns, block, block * p.block, p.block, body)
+        if whole * p.block < p.k:
+            self._block(column, columns, whole, whole * p.block, p.k - whole * p.block, body)
+
     def _block(
-        self, acc: tile.Accumulators, shape: tile.Shape, row: Expr, column: Expr, block: Expr, start: Expr, size: int
+        self,
+        column: Expr,
+        columns: range,
+        block: Expr,
+        start: Expr,
+        size: int,
+        body: Callable[[Expr, list[Expr]], Any],
     ) -> None:
         lanes, each = self.isa.lanes, 2 if self.p.bits == 4 else 1
-        columns = range(shape.cols)
         s, t = ([named(load(b, [block, (column + j) * lanes], lanes)) for j in columns] for b in (self.s, self.t))
 
         def line(at: Expr, count: int) -> None:
@@ -144,11 +209,11 @@ class _Product:
             wide = [named(tirx.Cast(_vector("int32", lanes), v)) for v in packed]
             for half in range(count):
                 q = [_half(v, half, lanes) if each == 2 else v for v in wide]
-                real = [named(tirx.Cast(_vector("float32", lanes), q[j]) * s[j] + t[j]) for j in columns]
-                acc.step(range(shape.rows), lambda i, k=at + half: self.x[row + i, k], lambda j, real=real: real[j])
+                body(at + half, [named(tirx.Cast(_vector("float32", lanes), q[j]) * s[j] + t[j]) for j in columns])
 
-        with loop(size // each) as i:
-            line(start + i * each, each)
+        if size >= each:
+            with loop(size // each) as i:
+                line(start + i * each, each)
         if size % each:
             line(start + size - 1, 1)
 

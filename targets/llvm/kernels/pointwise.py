@@ -14,7 +14,19 @@ from typing import Any, Literal
 
 from tvm import tirx
 
-from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, named, runs, splat, store
+from graphopt.targets.llvm.kernels.emit import (
+    Expr,
+    Function,
+    Isa,
+    function,
+    load,
+    loop,
+    named,
+    runs,
+    scratch,
+    splat,
+    store,
+)
 from graphopt.targets.llvm.kernels.epilogue import Activation
 from graphopt.targets.llvm.kernels.formula import Formula
 from graphopt.targets.llvm.kernels.grid import Grid
@@ -124,14 +136,53 @@ def make(p: Pointwise, isa: Isa, parallel: bool, name: str = "pointwise") -> tir
         dtypes += ["float32" if grid is None else "uint8" for grid in p.grids or [None] * len(p.operands)]
         dtypes.append(p.dtype)
         arguments = [f.argument(f"x{i}", *of) for i, of in enumerate(zip(shapes, dtypes, strict=True))]
+        if _is_flat(p):
+            p, shapes = _in_lines(p), [[p.n, p.h, p.w * p.channels] for _ in shapes]
         matrices = [f.matrix(a, shape) for a, shape in zip(arguments, shapes, strict=True)]
         inputs, operands, y = matrices[: len(p.segments)], matrices[len(p.segments) : -1], matrices[-1]
+        p, operands = _with_real_images(f, p, isa, operands)
         with loop(f.product([p.n, p.h, p.w]), parallel=parallel) as row:
             start = 0
             for x, segment in zip(inputs, p.segments, strict=True):
                 _segment(p, isa, x, operands, y, row, segment, start)
                 start += segment.count
     return made[0]
+
+
+def _is_flat(p: Pointwise) -> bool:
+    """Whether every element depends on one element of each input, at the same place."""
+    only = p.segments[0]
+    whole = len(p.segments) == 1 and only.count == only.channels and only.plain(p.h, p.w)
+    return whole and all(kind == "full" for kind in p.operands)
+
+
+def _in_lines(p: Pointwise) -> Pointwise:
+    """A flat problem with its lines as the channels: full vectors however few channels there are."""
+    line = p.w * p.channels
+    segment = dataclasses.replace(p.segments[0], size=(p.h, 1), channels=line, count=line)
+    return dataclasses.replace(p, w=1, segments=(segment,))
+
+
+def _with_real_images(f: Function, p: Pointwise, isa: Isa, operands: Sequence[Any]) -> tuple[Pointwise, list[Any]]:
+    """`p` and its operands with those of kind "image" dequantized: every position reads them."""
+    grids, made = list(p.grids), list(operands)
+    for index, kind in enumerate(p.operands if p.grids else ()):
+        grid = p.grids[index]
+        if kind == "image" and grid is not None and p.h * p.w > 1:
+            made[index] = _real(f, p, isa, operands[index], grid)
+            grids[index] = None
+    return dataclasses.replace(p, grids=tuple(grids)), made
+
+
+def _real(f: Function, p: Pointwise, isa: Isa, q: Any, grid: Grid) -> Any:
+    real = scratch([f.dim(p.n), p.channels])
+    with loop(f.dim(p.n)) as n:
+        runs(
+            p.channels,
+            isa.lanes,
+            lambda at, lanes: store(real, grid.real(load(q, [n, at], lanes), lanes), [n, at], lanes),
+        )
+    return real
 
 
 def _segment(
@@ -149,7 +200,7 @@ def _segment(
             else:
                 value = step(value, lanes)
         if p.grid is not None and not p.copies:
-            value = p.grid.nearest(value, lanes)
+            value = p.grid.nearest(value, lanes, isa)
         store(y, value, [row, to + channel], lanes)
 
     def operand(index: int, channel: Expr, lanes: int) -> Expr:

@@ -169,12 +169,13 @@ def _into_convolution(node: ir.Node, graph: ir.Graph) -> None:
             or c is None
         ):
             continue
-        w, bias = constant_array(conv.inputs[1]), conv.inputs[2] if len(conv.inputs) > 2 else None
+        bias = conv.inputs[2] if len(conv.inputs) > 2 else None
+        w = _constant(conv.inputs[1], quantized=node.op_type in ("Add", "Sub"))
         axis = 0 if conv.op_type == "Conv" else 1
         if w is None or w.dtype != np.float32 or (axis == 1 and conv.attributes.get_int("group", 1) != 1):
             continue
         channels = w.shape[axis]
-        b = np.zeros(channels) if bias is None else constant_array(bias)
+        b = np.zeros(channels) if bias is None else _constant(bias, quantized=True)
         if b is None or not used_once(value):
             continue
         if c.size not in (1, channels) or c.ndim > w.ndim or (c.size > 1 and c.shape[-(w.ndim - 1) :][0] != c.size):
@@ -199,6 +200,21 @@ def _into_convolution(node: ir.Node, graph: ir.Graph) -> None:
         old.replace_all_uses_with(output, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         return
+
+
+def _constant(value: ir.Value | None, quantized: bool) -> Array | None:
+    """A constant, or if `quantized` what a DequantizeLinear with one scale, or one for each of axis 0, makes of one."""
+    node = None if value is None else value.producer()
+    if not quantized or node is None or node.domain != "" or node.op_type != "DequantizeLinear":
+        return constant_array(value)
+    q, scale = constant_array(node.inputs[0]), constant_array(node.inputs[1])
+    zero = constant_array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
+    if q is None or scale is None or zero is None or node.attributes.get_int("block_size", 0):
+        return None
+    if scale.size > 1 and (node.attributes.get_int("axis", 1) % q.ndim or scale.ndim > 1):
+        return None
+    along = (-1, *[1] * (q.ndim - 1))
+    return ((q.astype(np.float64) - zero.reshape(along)) * scale.reshape(along)).astype(np.float32)
 
 
 def _one_channel(node: ir.Node, graph: ir.Graph) -> None:

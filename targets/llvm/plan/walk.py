@@ -45,21 +45,11 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     `model` must be canonical (see `targets/lowering`), with shapes inferred. `choices` between kernels that are known
     are kept to; the others are noted there.
     """
-    plan_dynamic(model)
-    make_unsigned(model)
-    carry(model)
-    hoist(model.graph)
-    look_up(model)
-    sink(model)
-    recurrent.split(model, cpu.lanes)
-    find_norms(model)
-    find_rms_norms(model)
-    spell(model)
-    simplify(model)
-    phases.split(model)
+    isa, choices = Isa(cpu.lanes, cpu.registers, cpu.features), choices or Choices()
+    integer.loosen_slow(model, lambda trial: _prepare(trial, cpu), isa, choices)
+    _prepare(model, cpu)
     graph = model.graph
-    isa = Isa(cpu.lanes, cpu.registers, cpu.features)
-    kernels = Kernels(graph, isa, parallel, choices or Choices())
+    kernels = Kernels(graph, isa, parallel, choices)
     twins = Twins(graph, lambda value, parts: pointwise.gather(value, parts, kernels, twins))
     nodes = list(graph)
     position = {node: index for index, node in enumerate(nodes)}
@@ -73,7 +63,7 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     tails = _tails(nodes, position, taken)
     made = [found.value for found in (*tails.values(), *shuffles.values())]
     made += [region.nodes[-1].outputs[0] for region in regions.values()]
-    chains = _chains(nodes, made, taken)
+    chains = _chains(nodes, made, taken, integer.wanted(regions.values()))
     for node in nodes:
         twins.at, twins.newest = node, None
         found = tails.get(node)
@@ -104,6 +94,22 @@ def plan(model: ir.Model, cpu: Cpu, parallel: bool, choices: Choices | None = No
     return kernels.functions
 
 
+def _prepare(model: ir.Model, cpu: Cpu) -> None:
+    """What kernels know by one operator, written as that."""
+    plan_dynamic(model)
+    make_unsigned(model)
+    carry(model)
+    hoist(model.graph)
+    look_up(model)
+    sink(model)
+    recurrent.split(model, cpu.lanes)
+    find_norms(model)
+    find_rms_norms(model)
+    spell(model)
+    simplify(model)
+    phases.split(model)
+
+
 def _tails(nodes: list[ir.Node], position: dict[ir.Node, int], taken: set[ir.Node]) -> dict[ir.Node, Tail]:
     """The tail that ends at a node; their nodes are added to those `taken`. Later convolutions choose first."""
     tails: dict[ir.Node, Tail] = {}
@@ -118,10 +124,12 @@ def _tails(nodes: list[ir.Node], position: dict[ir.Node, int], taken: set[ir.Nod
     return tails
 
 
-def _chains(nodes: list[ir.Node], made: list[ir.Value], taken: set[ir.Node]) -> dict[ir.Node, pointwise.Chain]:
+def _chains(
+    nodes: list[ir.Node], made: list[ir.Value], taken: set[ir.Node], wanted: set[ir.Value]
+) -> dict[ir.Node, pointwise.Chain]:
     """The chain of elementwise nodes that ends at a node, of those that will be channels-last; adds them to `taken`.
 
-    `made`: values that kernels yield.
+    `made`: values that kernels yield; `wanted`: 8-bit values that they read channels-last.
     """
     chains: dict[ir.Node, pointwise.Chain] = {}
     last = {value for value in made if image(value) is not None}
@@ -129,6 +137,8 @@ def _chains(nodes: list[ir.Node], made: list[ir.Value], taken: set[ir.Node]) -> 
         if node in taken or node.domain != "":
             continue
         turned = any(value in last for value in node.inputs)
+        if node.op_type == "QuantizeLinear" and node.outputs[0] in wanted:
+            turned = True
         found = pointwise.chain(node, taken) if turned else None
         if found is not None:
             chains[found.last] = found

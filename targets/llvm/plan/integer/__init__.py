@@ -9,18 +9,22 @@ node and makes its result the twin of the region's value. Integer values that ke
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 
 import onnx_ir as ir
 
+from graphopt.targets.llvm.kernels.emit import Isa
+from graphopt.targets.llvm.plan.choice import Choices
 from graphopt.targets.llvm.plan.integer import behind, calls, few_bits, pools
-from graphopt.targets.llvm.plan.integer.choose import precision
+from graphopt.targets.llvm.plan.integer.choose import Estimate, estimate, passes, pays
 from graphopt.targets.llvm.plan.integer.layers import Layer
+from graphopt.targets.llvm.plan.integer.loosen import loosen
 from graphopt.targets.llvm.plan.integer.region import Region
+from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.integer.weights import WEIGHTED, make_float
 from graphopt.targets.llvm.plan.kernels import Kernels
-from graphopt.targets.llvm.plan.layout import Twins
+from graphopt.targets.llvm.plan.layout import Twins, image
 
 FAMILIES: tuple[ModuleType, ...] = (calls, pools, few_bits, behind)
 
@@ -38,6 +42,25 @@ class Found:
         return self.region.nodes
 
 
+def loosen_slow(model: ir.Model, prepare: Callable[[ir.Model], None], isa: Isa, choices: Choices) -> None:
+    """Make `model` float32 throughout, in place, if that is faster. `prepare`: what precedes the search for regions."""
+    if not any(node.op_type == "QuantizeLinear" for node in model.graph):
+        return
+    trial = model.clone()
+    prepare(trial)
+    found = find(list(trial.graph))
+    known = estimates(found, isa)
+    if not known:
+        return
+    covered = {node for item in found.values() for node in item.nodes}
+    between = passes([node for node in trial.graph if node not in covered], isa)
+    worth, choices.integer["the model"] = pays(known.values(), between)
+    if not worth:
+        choices.integer.update({str(found[last].nodes[0].name): str(guess) for last, guess in known.items()})
+        make_unsigned(model)
+        loosen(model)
+
+
 def find(nodes: Sequence[ir.Node]) -> dict[ir.Node, Found]:
     """The region that ends at a node."""
     found: dict[ir.Node, Found] = {}
@@ -49,17 +72,24 @@ def find(nodes: Sequence[ir.Node]) -> dict[ir.Node, Found]:
     return found
 
 
-def keep_fast(found: dict[ir.Node, Found], kernels: Kernels) -> dict[ir.Node, Found]:
+def estimates(found: Mapping[ir.Node, Found], isa: Isa) -> dict[ir.Node, Estimate]:
+    """What the layers among `found` take, by their last nodes."""
+    layers = {last: item.region for last, item in found.items() if isinstance(item.region, Layer)}
+    return {last: estimate(layer, isa) for last, layer in layers.items()}
+
+
+def keep_fast(found: Mapping[ir.Node, Found], kernels: Kernels) -> dict[ir.Node, Found]:
     """`found` without the layers that are faster in float; the account of each layer goes to the choices' notes."""
-    kept: dict[ir.Node, Found] = {}
-    for last, item in found.items():
-        worth = True
-        if isinstance(item.region, Layer):
-            worth, account = precision(item.region, kernels)
-            kernels.choices.integer[str(item.region.nodes[0].name)] = account
-        if worth:
-            kept[last] = item
-    return kept
+    known = estimates(found, kernels.isa)
+    for last, guess in known.items():
+        kernels.choices.integer[str(found[last].region.nodes[0].name)] = str(guess)
+    return {last: item for last, item in found.items() if last not in known or known[last].worth}
+
+
+def wanted(found: Iterable[Found]) -> set[ir.Value]:
+    """The 8-bit values that convolutions among `found` read channels-last."""
+    layers = [item.region for item in found if isinstance(item.region, Layer)]
+    return {layer.x for layer in layers if layer.problem.rows is None and image(layer.x) is not None}
 
 
 def make_rest_float(graph: ir.Graph, found: dict[ir.Node, Found]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise
+from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise_integer
 from graphopt.targets.llvm.plan.integer.layers import Layer, find
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Dim, Twins, image, replace
@@ -18,7 +18,7 @@ __all__ = ["emit", "find"]
 def emit(layer: Layer, kernels: Kernels, twins: Twins) -> None:
     """Put the kernel call in front of the layer's last node."""
     p = layer.problem
-    packed, symbol = _depthwise(layer, kernels) if contract.is_depthwise(p) else _contraction(layer, kernels)
+    packed, symbol = _depthwise(layer, kernels) if depthwise_integer.applies(p.conv) else _contraction(layer, kernels)
     dtype = ir.DataType.FLOAT if layer.finish.range is None else ir.DataType.UINT8
     if p.rows is not None:
         inputs = [twins.first(layer.x), *packed]
@@ -59,12 +59,20 @@ def _contraction(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
 
 
 def _depthwise(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
-    c, zero, parallel = layer.problem.conv, layer.problem.zero, _parallel(layer, kernels)
-    packed = _constants(layer, kernels, lambda: depthwise.pack(layer.weight).astype(np.float32), lambda: layer.bias)
+    p, parallel = (
+        depthwise_integer.problem(layer.problem.conv, layer.problem.zero, kernels.isa),
+        _parallel(layer, kernels),
+    )
+    packed = _constants(
+        layer,
+        kernels,
+        lambda: depthwise_integer.pack(layer.weight, p),
+        lambda: depthwise_integer.pack_bias(layer.bias, layer.weight, p),
+    )
     return packed, kernels.symbol(
-        ("integer depthwise", c, zero, layer.finish, parallel),
+        (p, layer.finish, parallel),
         "integer_depthwise",
-        lambda s: depthwise.quantized(c, kernels.isa, zero, layer.finish, parallel, s),
+        lambda s: depthwise_integer.make(p, kernels.isa, layer.finish, parallel, s),
     )
 
 

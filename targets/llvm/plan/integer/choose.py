@@ -1,23 +1,31 @@
-"""Which quantized layers run on integer kernels: those that are estimated to be faster so.
+"""Which quantized layers run on integer kernels, and whether any does: what is estimated to be faster.
 
 Both sides are counted in cycles of one core for one sample. Integer::
 
-    max(price(tile) * steps * STEP, weights / BYTES) + COPY * bytes copied
+    max(price(tile) * steps * STEP, weights / BYTES) + COPY * bytes copied + FINISH * vectors stored
 
 as for float kernels (see `choice`), with STEP what a step of one vector takes. The float form is the best of `choice`,
 Winograd included; it pays for its inputs becoming float and its results integers again. Winograd's estimate is taken
 times `WINOGRAD`: its weights are 9 to 16 times those of the integer form and come from further away on a busy machine.
+
+If all layers together, as chosen, take longer than all of them in float, then nothing runs on integers, and
+nothing is rounded to 8 bits between layers (see `loosen`). Passes that quantize what is computed between the layers
+count too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterable
 
-from graphopt.targets.llvm.kernels import arithmetic, contract, gemm, tile
+import onnx_ir as ir
+
+from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise_integer, gemm, tile
 from graphopt.targets.llvm.kernels.arithmetic import Name
+from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan import choice
 from graphopt.targets.llvm.plan.integer.layers import Layer
-from graphopt.targets.llvm.plan.kernels import Kernels
 
 STEP: dict[Name, float] = {
     "vpdpbusd": 0.55, "maddubs": 0.95, "maddwd": 0.8, "usdot": 0.55, "sdot": 0.55, "widen": 1.2,
@@ -26,33 +34,95 @@ STEP: dict[Name, float] = {
 COPY = 0.05  # cycles a byte
 WINOGRAD = 1.5
 DEQUANTIZE, QUANTIZE = 0.3, 0.6  # cycles an element, at 8 lanes
+FINISH, NARROW, ACTIVATION = 4.0, 2.0, 3.0
+"""Cycles a vector that is stored as 8 bits beyond one of float32, more of them without AVX-512, and for a formula."""
+SPREAD, TAP = 2.0, 0.6  # cycles a vector that a depthwise kernel copies, and for a step of it, or a tap in float32
 
 
-def precision(layer: Layer, kernels: Kernels) -> tuple[bool, str]:
-    """Whether `layer` runs on an integer kernel, and the account of it."""
-    p, isa = layer.problem, kernels.isa
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Cycles on integers, in float32, and those of the latter's borders with integers; how either is computed."""
+
+    integer: float
+    real: float
+    borders: float
+    how: tuple[str, str]
+
+    @property
+    def worth(self) -> bool:
+        """Whether the layer alone is faster on integers, among others that are."""
+        return self.integer <= self.real + self.borders
+
+    def __str__(self) -> str:
+        return (
+            f"{'int8' if self.worth else 'float32'}: {self.how[0]} {self.integer:.0f} cycles, {self.how[1]} in float32 "
+            f"{self.real:.0f} and {self.borders:.0f} for its borders"
+        )
+
+
+def estimate(layer: Layer, isa: Isa) -> Estimate:
+    """What `layer` takes."""
+    p = layer.problem
     c = p.conv
-    if contract.is_depthwise(p):
-        return True, "int8, summed exactly in float32"
-    dot = arithmetic.choose(isa, contract.as_runs(layer.weight, p))
     positions = _product(p.rows) if p.rows is not None else c.oh * c.ow
+    inputs = c.h * c.w * c.ci if p.rows is None else positions * c.ci
+    vectors = positions * math.ceil(c.co // c.group / isa.lanes) * c.group
+    if depthwise_integer.applies(c):
+        vectors = positions * math.ceil(c.co / isa.lanes)
+        own, real, how = _depthwise(layer, isa, positions)
+    else:
+        own, real, how = _contraction(layer, isa, positions, inputs)
+    eight_bits = layer.finish.range is not None
+    finish = FINISH if isa.lanes == 16 else FINISH + NARROW
+    own += vectors * ((finish if eight_bits else finish / 2) + (ACTIVATION if layer.finish.formula.first else 0))
+    borders = (DEQUANTIZE * inputs + (QUANTIZE * positions * c.co if eight_bits else 0)) * 8 / isa.lanes
+    return Estimate(own, real, borders, how)
+
+
+def _depthwise(layer: Layer, isa: Isa, positions: int) -> tuple[float, float, tuple[str, str]]:
+    p = depthwise_integer.problem(layer.problem.conv, layer.problem.zero, isa)
+    c = p.conv
+    blocks, rows = math.ceil(c.co / isa.lanes), p.band()
+    copied = -(-c.oh // rows) * p.lines(rows) * p.columns * blocks
+    own = SPREAD * copied + TAP * positions * blocks * c.kernel[0] * p.steps
+    real = TAP * positions * blocks * math.prod(c.kernel)
+    return own, real, ("depthwise by " + ("float32" if p.dot is None else p.dot.name), "depthwise")
+
+
+def _contraction(layer: Layer, isa: Isa, positions: int, inputs: int) -> tuple[float, float, tuple[str, str]]:
+    p = layer.problem
+    c = p.conv
+    dot = arithmetic.choose(isa, contract.as_runs(layer.weight, p))
     blocks = math.ceil(c.co // c.group / isa.lanes)
     line = positions if p.flat else c.ow
     shape = tile.choose(line, blocks, contract.room(isa, dot))
     steps = p.taps[0] * p.taps[1] * p.steps(dot)
     lines = c.group * (1 if p.flat else c.oh)
     products = lines * tile.price(shape, line, blocks) * steps * STEP[dot.name]
-    copied = c.h * c.w * c.ci if p.rows is None else positions * c.ci
-    own = max(products, layer.weight.size / choice.BYTES) + (COPY * copied if p.staged(dot) else 0)
+    own = max(products, layer.weight.size / choice.BYTES) + (COPY * inputs if p.staged(dot) else 0)
     g = gemm.Gemm(p.rows, c.ci, c.co) if p.rows is not None else None
     best = (choice.convolution(c, isa) if g is None else choice.product(g, isa))[0]
-    cycles = best.cycles * (WINOGRAD if best.algorithm in choice.SCHEMES else 1)
-    borders = DEQUANTIZE * copied + (QUANTIZE * positions * c.co if layer.finish.range is not None else 0)
-    borders *= 8 / isa.lanes
-    account = f"{dot.name} {own:.0f} cycles, {best} in float32 {cycles:.0f} and {borders:.0f} for its borders"
-    if own <= cycles + borders:
-        return True, f"int8: {account}"
-    return False, f"float32: {account}"
+    real = best.cycles * (WINOGRAD if best.algorithm in choice.SCHEMES else 1)
+    return own, real, (dot.name, str(best))
+
+
+def passes(nodes: Iterable[ir.Node], isa: Isa) -> float:
+    """Cycles that quantizing takes where it is not the end of a layer; `nodes` are those outside of regions."""
+    total = 0.0
+    for node in nodes:
+        shape = node.outputs[0].shape if node.op_type == "QuantizeLinear" and node.domain == "" else None
+        sizes = [d for d in shape or () if isinstance(d, int)]
+        total += (DEQUANTIZE + QUANTIZE) * math.prod(sizes) * 8 / isa.lanes if sizes else 0.0
+    return total
+
+
+def pays(estimates: Iterable[Estimate], between: float) -> tuple[bool, str]:
+    """Whether integers pay for these layers of a model together with `passes` between them, and the account."""
+    found = list(estimates)
+    chosen = sum(e.integer if e.worth else e.real + e.borders for e in found) + between
+    real = sum(e.real for e in found)
+    account = f"all layers {chosen:.0f} cycles, {real:.0f} in float32"
+    return chosen <= real, f"{'int8' if chosen <= real else 'float32 throughout'}: {account}"
 
 
 def _product(rows: tuple[int | str, ...]) -> int:

@@ -44,7 +44,7 @@ def make_unsigned(model: ir.Model) -> None:
 
 
 def _as_unsigned(value: ir.Value) -> ir.Value:
-    value.dtype = ir.DataType.UINT8
+    value.type = ir.TensorType(ir.DataType.UINT8)  # clones of a graph share the type that it had
     return value
 
 

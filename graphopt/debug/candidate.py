@@ -117,10 +117,9 @@ def _resized(clone: ir.Model, sizes: Iterable[tuple[str, int, int]]) -> ir.Model
         if value is not None and value.shape is not None:
             value.shape = ir.Shape([size if k == axis else d for k, d in enumerate(value.shape)])
             changed = True
-    if changed:
-        forget_shapes(clone)
-        for value in clone.graph.outputs:
-            value.shape = None
+    if not changed:
+        return clone
+    forget_shapes(clone)
     try:
         infer_shapes(clone)
     except ModelError:

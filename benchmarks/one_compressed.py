@@ -26,15 +26,15 @@ Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 
 
-def measure(reference: ReferenceModel, pipeline: str, threads: int, seconds: float) -> dict[str, Any]:
+def measure(reference: ReferenceModel, pipeline: str, threads: int, seconds: float, batch: int) -> dict[str, Any]:
     """Accuracy by onnxruntime on held-out labels, speed of the llvm target's programs, size of the ONNX files."""
     model = api.open_model(reference.path())
-    example = reference.example(1)
-    batches = reference.calibration() if reference.calibration is not None else [example]
+    example = reference.example(batch)
+    batches = reference.calibration() if reference.calibration is not None else [reference.example(1)]
     plain = api.run_pipeline(model, PRESETS["O2"], verify=False).model
     start = time.perf_counter()
     small = api.run_pipeline(model, pipeline, calibration=batches, verify=False).model
-    row: dict[str, Any] = {"pipeline": pipeline, "seconds": time.perf_counter() - start}
+    row: dict[str, Any] = {"pipeline": pipeline, "batch": batch, "seconds": time.perf_counter() - start}
     with tempfile.TemporaryDirectory() as folder:
         bytes_ = [save(m, Path(folder) / f"{k}.onnx").stat().st_size for k, m in enumerate((plain, small))]
     row["size_ratio"] = bytes_[1] / bytes_[0]
@@ -97,11 +97,12 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--pipeline", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     asked = parser.parse_args()
     row: dict[str, Any] = {"model": asked.model}
     try:
-        row |= measure(models.get(asked.model), asked.pipeline, asked.threads, asked.seconds)
+        row |= measure(models.get(asked.model), asked.pipeline, asked.threads, asked.seconds, asked.batch)
     except GraphoptError as error:
         row["error"] = str(error)
     print(json.dumps(row))

@@ -26,6 +26,8 @@ CHANNELS = 2048
 """Most columns for which a full covariance is taken; else only the powers are."""
 DAMPING = 1e-3
 """Of the mean power of a column, added to all of them before they are inverted."""
+FEW = 0.5
+"""Columns / rows beyond which as much again is added: few rows make every column look like a combination of others."""
 ROWS = 16384
 """About how many positions of a layer's input are looked at, over all samples."""
 
@@ -35,7 +37,7 @@ class Reader:
     """A layer ``y = W x`` that reads prunable channels, its columns in order of the channels.
 
     `units`: the unit of each column. `second`: ``E[x x^T]`` or its diagonal; `weights`: ``W^T W`` or its diagonal.
-    `energy`: ``tr(W E[x x^T] W^T)``, the power of its output.
+    `energy`: ``tr(W E[x x^T] W^T)``, the power of its output. `rows`: how many x were seen.
     """
 
     name: str
@@ -43,11 +45,13 @@ class Reader:
     second: Array
     weights: Array
     energy: float
+    rows: int
 
     @functools.cached_property
     def inverse(self) -> Array:
         """``(E[x x^T] + damping)^-1`` of a reader that is full."""
-        damping = DAMPING * max(float(np.diagonal(self.second).mean()), 1e-30)
+        part = DAMPING + max(len(self.second) / max(self.rows, 1) - FEW, 0.0)
+        damping = part * max(float(np.diagonal(self.second).mean()), 1e-30)
         return np.linalg.inv(self.second + damping * np.eye(len(self.second)))
 
     @property
@@ -123,9 +127,10 @@ class _Seen:
         """What was seen."""
         if self.moments is not None:
             second = self.moments.covariance if centred else self.moments.about(np.zeros(self.columns))
-            energy = float((self.weights * second).sum())
+            rows = self.moments.count
         else:
             count, first, second = self.sums
             second = second / count - (np.square(first / count) if centred else 0.0)
-            energy = float((self.weights * second).sum())
-        return Reader(str(self.layer.node.name), self.units, second, self.weights, max(energy, 1e-30))
+            rows = int(count[0])
+        energy = max(float((self.weights * second).sum()), 1e-30)
+        return Reader(str(self.layer.node.name), self.units, second, self.weights, energy, rows)

@@ -24,7 +24,7 @@ def test_rows_of_channel_pruning_and_its_baseline(tmp_path):
     assert pruned["float"] == 0.994
     assert pruned["compressed"] >= pruned["float"] - 0.01
     assert naive["compressed"] < pruned["compressed"] - 0.1
-    assert 0 < pruned["size_ratio"] < 0.6
+    assert 0 < pruned["size_ratio"] < 0.7
     assert pruned["speedup"] > 0
     assert pruned["speedup_vs_onnxruntime"] > 0
     assert json.loads(out.read_text())["rows"] == [pruned, naive]

@@ -125,6 +125,14 @@ def test_the_commands_of_the_quantization_page(workplace, tmp_path: Path):
     assert sizes["dynamic"] < 0.4 * sizes["model"]
 
 
+def test_the_commands_of_the_reporting_page(workplace, tmp_path: Path):
+    (example,) = blocks(DOCS / "reporting.md", "")
+    for line in example.splitlines():
+        assert workplace(line.replace(" -o report.html", " --seconds 0.1 -o report.html"))
+    for name in ("compiled", "report", "opt", "two", "one"):
+        assert (tmp_path / f"{name}.html").read_text().startswith("<!DOCTYPE html>")
+
+
 def test_the_commands_of_the_inspecting_page(workplace):
     (example,) = blocks(DOCS / "inspecting.md", "")
     printed = {line.split("#")[0].strip(): workplace(line + (" --seconds 0.1" if "bench" in line else ""))

@@ -125,8 +125,10 @@ def scatter(
         add(found, dot)
         if len(marks) <= 24:
             ly = py - 7
-            while any(abs(ly - oy) < 12 and abs(px - ox) < 110 for ox, oy in taken):
+            while any(abs(ly - oy) < 12 and abs(px - ox) < 110 for ox, oy in taken) and ly < py + 30:
                 ly += 12
+            if ly >= py + 30:
+                continue  # too crowded here: the name shows under the pointer, and in the table
             taken.append((px, ly))
             add(found, tag("text", mark.label[-28:], x=f"{px + 7:.1f}", y=f"{ly:.1f}", class_="label"))
     return _plot(found)

@@ -40,7 +40,7 @@ def _costliest(evidence: Evidence, found: Found, layers: Sequence[Layer], macs: 
     question = "Which layer costs most?"
     timed = layers
     if timed and evidence.profile is not None:
-        lines = [f"{one.name}: {milliseconds(one.ms)}, {percent(one.share)} of the kernels' time" for one in timed[1:4]]
+        lines = [f"{one.name}: {milliseconds(one.ms)}, {percent(one.share)} of it" for one in timed[1:4]]
         answer = f"{timed[0].name} takes {percent(timed[0].share)} of the time: {milliseconds(timed[0].ms)}"
         whole = milliseconds(evidence.profile.total_ms)
         lines.append(f"a run takes {whole} on {evidence.profile.threads} thread here")

@@ -254,7 +254,11 @@ def _roofline(evidence: Evidence, found: Found, nodes: Sequence[Mapping[str, Any
     memories = evidence.machine.get("memories", ())
     roofs = [(f"{m['name']}: {m['bytes_per_cycle']:g} B/cycle", float(m["bytes_per_cycle"])) for m in memories]
     title = "Roofline: arithmetic a cycle over arithmetic a byte moved"
+    text = (
+        f"{title}. The machine's peak is {max(peaks):.0f} MACs a cycle; a line is as fast as a layer can be that moves "
+        "all its bytes through that memory, so a layer that uses several stands between their lines."
+    )
     plot = charts.scatter(
         marks, title=title, x="MACs a byte", y="MACs a cycle", log=True, roofs=roofs, ceiling=max(peaks)
     )
-    return [tag("h3", "Roofline"), tag("p", f"{title}. The machine's peak is {max(peaks):.0f} MACs a cycle."), plot]
+    return [tag("h3", "Roofline"), tag("p", text), plot]

@@ -41,7 +41,7 @@ function showPanel() {
   const close = make("button", { type: "button", class: "close", "aria-label": "Close", on: () => choose(-1) }, "×");
   panel.append(close, make("h3", {}, item.n || "(no name)"));
   const line = make("p", {}, make("strong", {}, item.p ? `${item.p} → ${item.o}` : item.o), " ");
-  if (DATA.two) line.append(make("span", { class: `badge ${item.s}` }, `${SIGNS[item.s]} ${WORDS[item.s]}`.trim()));
+  if (DATA.two) line.append(make("span", { class: `badge ${item.s}` }, `${SIGNS[item.s]}\u00a0${WORDS[item.s]}`.trim()));
   panel.append(line);
   if (item.b) panel.append(make("p", {}, `named ${item.b} before`));
   if (item.t) panel.append(make("p", {}, item.t));
@@ -127,7 +127,7 @@ const list = { by: 0, down: true, most: 50 };
 const COLUMNS = [
   ["node", (item, number) => number, (item, number) => linkTo(number)],
   ["operator", (item) => item.o, (item) => (item.p ? `${item.p} → ${item.o}` : item.o)],
-  ["change", (item) => item.s, (item) => `${SIGNS[item.s]} ${WORDS[item.s]}`.trim()],
+  ["change", (item) => item.s, (item) => `${SIGNS[item.s]}\u00a0${WORDS[item.s]}`.trim()],
   ["passes", (item) => (item.y || []).join(), (item) => (item.y || []).join(", ")],
   ["MACs", (item) => costOf(0)(item) || 0, (item) => (costOf(0)(item) ? short(costOf(0)(item)) : "")],
   ["parameters", (item) => costOf(1)(item) || 0, (item) => (costOf(1)(item) ? short(costOf(1)(item)) : "")],

@@ -19,8 +19,11 @@ from itertools import pairwise
 
 NODE, POINT = 1.0, 0.25
 """Widths in a row of a node, and of a point of an edge that passes by; in widths of a node with its margin."""
-SWEEPS, CROWD, STRAIGHT = 8, 4, 8.0
-"""Sweeps over the rows; points of passing edges per node at most; how much straighter these are kept than others."""
+SWEEPS, CROWD = 8, 4
+"""Sweeps over the rows; points of passing edges per node at most."""
+FIRM, STRAIGHT = 1e4, 8.0
+"""How much more a node holds its place than a point, lest every residual edge push a tower aside; and a point between
+points than one beside a node."""
 
 Edge = tuple[int, int]
 
@@ -182,10 +185,10 @@ class _Points:
         x, wanted, weight = self.x, list[float](), list[float]()
         for node in row:
             near = first[node] if sweep < SWEEPS - 2 else [*first[node], *second[node]]
-            points = node >= self.count
-            heavy = [m for m in near if points and m >= self.count] or near
-            wanted.append(sum(x[m] for m in heavy) / len(heavy) if heavy else x[node])
-            weight.append((STRAIGHT if points else 1.0 + len(near)) if heavy else 0.1)
+            point = node >= self.count
+            alike = [m for m in near if (m >= self.count) == point]
+            wanted.append(sum(x[m] for m in alike or near) / len(alike or near) if near else x[node])
+            weight.append((STRAIGHT if alike else 1.0) if point else FIRM * len(alike) + 1.0)
         gaps = [0.0]
         for left, right in pairwise(row):
             gaps.append(gaps[-1] + (self.width[left] + self.width[right]) / 2)

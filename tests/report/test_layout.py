@@ -63,6 +63,15 @@ def test_a_chain_is_a_straight_line():
     assert layout.x == [0.0] * 10
 
 
+def test_a_tower_of_residual_blocks_stands_upright():
+    edges = []
+    for block in range(100):
+        start = 5 * block
+        edges += [(start + n, start + n + 1) for n in range(5)] + [(start, start + 5)]
+    layout = place(501, edges)
+    assert max(layout.x) - min(layout.x) < 2.5
+
+
 def test_branches_that_need_not_cross_do_not():
     edges = [(0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7), (6, 7)]
     layout = place(8, edges)

@@ -233,7 +233,19 @@ search.addEventListener("input", () => find(search.value));
 search.addEventListener("keydown", (event) => { if (event.key === "Enter") { nextHit(event.shiftKey ? -1 : 1); event.preventDefault(); } });
 
 const press = (id, act) => document.getElementById(id).addEventListener("click", act);
-press("fold", () => refold(() => DATA.blocks.forEach(([, parent], block) => { if (parent < 0) state.folded.add(block); })));
+function outermost() {
+  /* The blocks that are worth folding first: of one that holds more than half of all, those inside it. */
+  const sizes = DATA.blocks.map(() => 0), children = DATA.blocks.map(() => []), found = [];
+  for (const item of DATA.items) if (item.k >= 0) for (const block of CHAINS[item.k]) sizes[block] += 1;
+  DATA.blocks.forEach(([, parent], block) => { if (parent >= 0) children[parent].push(block); });
+  const work = DATA.blocks.map((_, block) => block).filter((block) => DATA.blocks[block][1] < 0);
+  while (work.length) {
+    const block = work.pop();
+    if (sizes[block] * 2 > DATA.items.length && children[block].length > 1) work.push(...children[block]); else found.push(block);
+  }
+  return found;
+}
+press("fold", () => refold(() => { for (const block of outermost()) state.folded.add(block); }));
 press("unfold", () => refold(() => state.folded.clear()));
 press("next", () => nextChange(1));
 press("previous", () => nextChange(-1));

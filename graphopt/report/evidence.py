@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Feeds = str | Path | Mapping[str, Any] | None
 
-RANDOM = "errors are those on random inputs: give real ones with --input FILE.npz"
+RANDOM = "errors are those on random inputs: real ones come from --input FILE.npz, or --calibration with --html"
 UNMEASURED = "nothing was measured for this report (--no-measure)"
 
 

@@ -139,6 +139,17 @@ def test_one_side_alone(desk):
     assert desk.run("panes[1].figure.hidden")
 
 
+def test_a_phone_stacks_both_sides_undistorted(chromium, url):
+    chromium.open(url, 390, 844, phone=True)
+    assert chromium.run("shown().map((pane) => pane.side)") == [2]
+    chromium.run("document.querySelector('[data-sides=\"3\"]').click()")
+    chromium.run("new Promise((done) => setTimeout(done, 100))")
+    sizes = chromium.run("shown().map(({canvas: c}) => [c.width, c.height, c.clientWidth, c.clientHeight])")
+    assert len(sizes) == 2
+    assert all(size[:2] == size[2:] for size in sizes)
+    assert chromium.complaints == []
+
+
 def test_buttons_outside_the_graph_lead_into_it(desk):
     desk.run("document.querySelector('#findings .jump').click()")
     assert chosen(desk) != ""

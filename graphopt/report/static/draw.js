@@ -50,16 +50,15 @@ function size(canvas, width, height) {
 }
 function resize() {
   const ratio = window.devicePixelRatio || 1;
-  for (const pane of panes) {
-    pane.figure.hidden = !(pane.side & state.sides);
-    if (pane.figure.hidden) continue;
+  for (const pane of panes) pane.figure.hidden = !(pane.side & state.sides);
+  document.getElementById("panes").classList.toggle("one", shown().length === 1);
+  for (const pane of shown()) {
     pane.w = Math.max(1, pane.canvas.clientWidth);
     pane.h = Math.max(1, pane.canvas.clientHeight);
     size(pane.canvas, Math.round(pane.w * ratio), Math.round(pane.h * ratio));
     pane.ratio = ratio;
   }
   size(map, Math.round(map.clientWidth * ratio), Math.round(map.clientHeight * ratio));
-  document.getElementById("panes").classList.toggle("one", shown().length === 1);
 }
 
 let waiting = false;

@@ -303,7 +303,8 @@ function resized() {
   clamp();
   drawNow();
 }
-new ResizeObserver(resized).observe(document.getElementById("panes"));
+const sizes = new ResizeObserver(resized);
+for (const pane of panes) sizes.observe(pane.figure);
 window.addEventListener("beforeprint", () => { fit(); for (const pane of shown()) draw(pane); });
 
 readColours();

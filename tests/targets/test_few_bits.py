@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from graphopt import oracle
 from graphopt.artifact import assemble
 from graphopt.base import Context
+from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.cpu import resolve
 from graphopt.targets.llvm.plan import plan
 from graphopt.targets.lowering.canonical import canonicalise
-from graphopt.testing import from_text
+from graphopt.testing import apply, from_text
 
 EXAMPLES = settings(
     phases=[Phase.explicit, Phase.generate], max_examples=8, deadline=None, derandomize=True,
@@ -109,3 +110,36 @@ def test_matmul_nbits_uses_the_kernel_in_any_opset():
 def test_other_cpus_have_it_too(mcpu):
     canonical = canonicalise(dense("int4", 64, 48, 32, False, False))
     assert next(iter(plan(canonical, resolve(mcpu), parallel=False))).startswith("few_bits")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("residual", [False, True])
+def test_convolutions_of_single_positions(bits, residual):
+    """As `quantize-weights` writes them; with positions that fill no tile, and a batch that is open."""
+    rng = np.random.default_rng(bits)
+    add, last = ("s = Add(c, x)", "s") if residual else ("", "c")
+    model = from_text(
+        f"""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N,40,5,7] x, float[40,40,1,1] w, float[40] b) => (float[N,40,5,7] y) {{
+            c = Conv(x, w, b) {add} y = Relu({last}) }}""",
+        w=rng.standard_normal((40, 40, 1, 1)).astype(np.float32) / 6, b=rng.standard_normal(40).astype(np.float32),
+    )  # fmt: skip
+    quantized, _ = apply(QuantizeWeights(bits=bits), model)
+    assert "few_bits" in kernels_of(quantized)
+    program = Llvm(threads=1).build(quantized, Context())
+    assert sum(a.nbytes for a in program.weights.values()) < 40 * 40 * 4 * (0.5 if bits == 4 else 0.65)
+    with assemble(program, target="llvm", before=model, after=quantized, report={}) as executable:
+        for n in (1, 3):
+            feeds = {"x": rng.standard_normal((n, 40, 5, 7)).astype(np.float32)}
+            want, got = oracle.run(quantized, feeds)["y"], executable.run(feeds)["y"]
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+def test_many_rows_of_a_known_number():
+    """Weights are dequantized once for them; the last rows fill no tile."""
+    model = dense("uint4", 70, 50, 32, True, False, rows="37")
+    program = Llvm(threads=1).build(model, Context())
+    with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
+        feeds = {"x": np.random.default_rng(0).standard_normal((37, 70)).astype(np.float32)}
+        want, got = oracle.run(model, feeds)["y"], executable.run(feeds)["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())

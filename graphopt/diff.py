@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graphopt.differences import WeightChange, differences, retyped, weight_changes
 from graphopt.match import Matching, match
+from graphopt.printable import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class GraphDiff:
             word = "retyped " if one.node in other else "changed "
             lines.append(f"{word}  {one.node} ({named[one.node]}{was}): {'; '.join(one.what)}")
         same = len(self.matched) - len(self.changed)
-        return "\n".join([*lines, f"unchanged {same} of {len(self.matched)} matched nodes"])
+        return "\n".join(map(printable, [*lines, f"unchanged {same} of {len(self.matched)} matched nodes"]))
 
 
 def diff(before: ir.Model, after: ir.Model) -> GraphDiff:

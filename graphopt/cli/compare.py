@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,10 @@ def compare(
     from graphopt.cli.show import print_json, print_table
     from graphopt.compare import compare as run
     from graphopt.noise import CLEAN
+    from graphopt.printable import printable
 
+    if not math.isfinite(threshold_db):
+        raise UsageError("--threshold-db takes a number of decibels.")
     a, b = open_graph(before), open_graph(after)
     feeds = _feeds(a, inputs, calibration, samples)
     found = run(a, b, feeds, threshold_db=threshold_db, compiled=_compiled(after))
@@ -41,13 +45,13 @@ def compare(
         print_json({"before": str(before), "after": str(after), **found.to_json()})
     else:
         rows = [
-            [n.node, n.op, f"{n.accumulated.db:.1f}", f"{n.alone.db:.1f}", f"{n.accumulated.largest:.2g}",
+            [printable(n.node), n.op, f"{n.accumulated.db:.1f}", f"{n.alone.db:.1f}", f"{n.accumulated.largest:.2g}",
              f"{n.accumulated.relative:.2g}", ", ".join(n.passes) if n.alone.db < CLEAN else ""]
             for n in found.nodes
         ]  # fmt: skip
         print_table(["node", "operator", "accumulated dB", "alone dB", "largest", "relative", "passes"], rows)
         for line in found.verdict():
-            typer.echo(line)
+            typer.echo(printable(line))
     if fail and found.past:
         raise typer.Exit(1)
 

@@ -7,6 +7,8 @@ import io
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from graphopt.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -24,7 +26,7 @@ FAR_SHOWN = 10.0
 def as_text(summary: Summary) -> str:
     """Lines for the whole, then a table of nodes; stable for equal models."""
     rows = [_row(node, summary.totals.macs) for node in summary.nodes]
-    return "\n".join([*_head(summary), "", *_table(rows), *_tail(summary)])
+    return "\n".join(map(printable, [*_head(summary), "", *_table(rows), *_tail(summary)]))
 
 
 def as_csv(summary: Summary) -> str:

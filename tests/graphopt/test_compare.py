@@ -230,6 +230,7 @@ def test_the_command(digits: ir.Model, quantized: ir.Model, feeds: list, tmp_pat
     assert graphopt("compare", a, b, "--inputs", tmp_path / "none.npz").code == 4
     assert graphopt("compare", a, b, "--inputs", tmp_path / "x.npz", "--calibration", tmp_path / "x.npz").code == 2
     assert graphopt("compare", a, tmp_path / "none.onnx").code == 3
+    assert graphopt("compare", a, b, "--threshold-db", "nan").code == 2
 
 
 def test_a_compiled_artifact_is_compared_at_its_outputs(

@@ -215,6 +215,18 @@ def test_csv_is_read_back_and_is_no_formula(digits: ir.Model) -> None:
     assert row["name"] == '\'=HYPERLINK("x"),"y"'
 
 
+def test_names_can_not_write_on_the_terminal() -> None:
+    from graphopt.diff import diff
+
+    model = from_text(HEAD + "g (float[2] x) => (float[2] y) { [n] y = Neg(x) }")
+    other = from_text(HEAD + "g (float[2] x) => (float[2] y) { [m] h = Neg(x) [n] y = Abs(h) }")
+    for node in [*model.graph, *other.graph]:
+        node.name = f"\x1b[2Jevil\n{node.name}"
+    for text in (as_text(inspect(model)), str(diff(model, other))):
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert "\\x1b[2Jevil\\n" in text
+
+
 def test_the_command(digits: ir.Model, tmp_path: Path, graphopt) -> None:
     path = save(digits, tmp_path / "digits.onnx")
     found = graphopt("inspect", path, "--json").json

@@ -27,7 +27,8 @@ CHANNELS = 2048
 DAMPING = 1e-3
 """Of the mean power of a column, added to all of them before they are inverted."""
 FEW = 0.5
-"""Columns / rows beyond which as much again is added: few rows make every column look like a combination of others."""
+SCARCE = 0.1
+"""Columns / rows beyond which more is added, and how much: few rows make every column look redundant."""
 ROWS = 16384
 """About how many positions of a layer's input are looked at, over all samples."""
 
@@ -50,7 +51,7 @@ class Reader:
     @functools.cached_property
     def inverse(self) -> Array:
         """``(E[x x^T] + damping)^-1`` of a reader that is full."""
-        part = DAMPING + max(len(self.second) / max(self.rows, 1) - FEW, 0.0)
+        part = DAMPING + SCARCE * max(len(self.second) / max(self.rows, 1) - FEW, 0.0)
         damping = part * max(float(np.diagonal(self.second).mean()), 1e-30)
         return np.linalg.inv(self.second + damping * np.eye(len(self.second)))
 

@@ -26,6 +26,8 @@ RUNS = 3
 
 def measure(name: str) -> dict[str, Any]:
     """The row of a model: megabytes of each runner, and of its weights."""
+    from sizes import free_sizes
+
     from graphopt import api, graph, models
     from graphopt.data.files import write_npz
     from graphopt.pipeline import preset
@@ -33,15 +35,7 @@ def measure(name: str) -> dict[str, Any]:
     reference = models.get(name)
     feeds = reference.example(1)
     before = api.open_model(reference.path())
-    graph.bind_dims(
-        before,
-        {
-            str(dim.value): feeds[str(value.name)].shape[axis]
-            for value in before.graph.inputs
-            for axis, dim in enumerate(value.shape or ())
-            if not isinstance(dim, int)
-        },
-    )
+    graph.bind_dims(before, free_sizes(before, feeds))
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         here = Path(folder)
         result = api.run_pipeline(before, preset("O2"), verify=False)

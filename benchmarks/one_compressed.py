@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from sizes import free_sizes
 
 from graphopt import api, models, oracle
 from graphopt.errors import GraphoptError
@@ -70,12 +71,7 @@ def _speed(
     model: ir.Model, plain: ir.Model, small: ir.Model, example: Feeds, threads: int, seconds: float
 ) -> dict[str, Any]:
     """All take turns on the example, every free dimension bound to its size."""
-    free = {
-        str(dim.value): example[str(value.name)].shape[axis]
-        for value in model.graph.inputs
-        for axis, dim in enumerate(value.shape or ())
-        if not isinstance(dim, int)
-    }
+    free = free_sizes(model, example)
     runners: dict[str, Any] = {}
     for name, candidate in (("compressed", small), ("float", plain)):
         runners[name] = api.compile(candidate, f"llvm{{threads={threads}}}", PRESETS["O1"], dims=free, verify=False).run

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
+from sizes import free_sizes
 
 import graphopt
 from graphopt import api, models
@@ -23,12 +24,7 @@ def measure(reference: ReferenceModel, threads: int, batch: int, against: list[s
     """The row of a model: every free dimension of its inputs is bound to the example's size, for all alike."""
     feeds = reference.example(batch)
     before = api.open_model(reference.path())
-    free = {
-        str(dim.value): feeds[str(value.name)].shape[axis]
-        for value in before.graph.inputs
-        for axis, dim in enumerate(value.shape or ())
-        if not isinstance(dim, int)
-    }
+    free = free_sizes(before, feeds)
     if batch != 1 and not free:
         raise graphopt.errors.UsageError("its batch is fixed in the model")
     bind_dims(before, free)

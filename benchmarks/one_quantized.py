@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from sizes import free_sizes
 
 from graphopt import api, artifact, models, oracle
 from graphopt.errors import GraphoptError
@@ -74,12 +75,7 @@ def _speed(
     seconds: float,
 ) -> dict[str, Any]:
     """All take turns on the example, every free dimension bound to its size."""
-    free = {
-        str(dim.value): example[str(value.name)].shape[axis]
-        for value in model.graph.inputs
-        for axis, dim in enumerate(value.shape or ())
-        if not isinstance(dim, int)
-    }
+    free = free_sizes(model, example)
     runners: dict[str, Any] = {}
     nbytes: dict[str, int] = {}
     quantized, target = model, make_target(f"llvm{{threads={threads}}}")

@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from describe import machine, versions
+from pareto import Point, draw, number
 
 from graphopt import models
 
@@ -66,40 +67,27 @@ def table(rows: Sequence[Row]) -> str:
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [row["model"], row["recipe"], row["metric"] or "", str(row["n"] or "")]
-        cells += [_number(row[key], ".4f") for key in ("float", "quantized", "onnxruntime_quantized")]
-        cells += [_number(row["size_ratio"], ".3f")]
+        cells += [number(row[key], ".4f") for key in ("float", "quantized", "onnxruntime_quantized")]
+        cells += [number(row["size_ratio"], ".3f")]
         keys = ("ratio_vs_float", "ratio_vs_onnxruntime_float", "ratio_vs_onnxruntime_quantized")
-        cells += [_number(row.get(key), ".2f") for key in keys]
+        cells += [number(row.get(key), ".2f") for key in keys]
         lines.append([*cells, " ".join(str(row.get("error") or row.get("onnxruntime_error") or "").split())[:90]])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def draw(rows: Sequence[Row], path: Path) -> bool:
-    """Points of the metric lost over speed, a marker's area by size; False where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return False
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        good = [r for r in rows if r["recipe"] == recipe and r["quantized"] is not None and r["ratio_vs_float"]]
-        x = [row["ratio_vs_onnxruntime_float"] for row in good]
-        y = [100 * (row["quantized"] - row["float"]) for row in good]
-        axes.scatter(x, y, s=[300 * row["size_ratio"] for row in good], alpha=0.6, label=recipe)
-        for row, a, b in zip(good, x, y, strict=True):
-            axes.annotate(row["model"], (a, b), fontsize=7)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("speed: onnxruntime float32's time / time")
-    axes.set_ylabel("points gained on held-out labels")
-    axes.legend(title="area: size of the file")
-    figure.savefig(path)
-    return True
+def _points(rows: Sequence[Row]) -> list[Point]:
+    """The rows that have both accuracy and speed."""
+    good = [row for row in rows if row["quantized"] is not None and row["ratio_vs_float"]]
+    return [
+        Point(
+            row["recipe"],
+            row["model"],
+            row["ratio_vs_onnxruntime_float"],
+            100 * (row["quantized"] - row["float"]),
+            row["size_ratio"],
+        )
+        for row in good
+    ]
 
 
 def main() -> None:
@@ -125,7 +113,7 @@ def main() -> None:
                 asked.out.parent.mkdir(parents=True, exist_ok=True)
                 whole = {"machine": machine(), "versions": versions(), "rows": rows}
                 asked.out.write_text(json.dumps(whole, indent=1) + "\n")
-                draw(rows, asked.out.with_suffix(".svg"))
+                draw(_points(rows), asked.out.with_suffix(".svg"), "speed: onnxruntime float32's time / time")
             print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     print(json.dumps(rows, indent=1) if asked.json else table(rows))
     sys.exit(any("error" in row for row in rows))

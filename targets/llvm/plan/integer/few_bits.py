@@ -15,6 +15,7 @@ from graphopt.targets.llvm.kernels import conv, few_bits
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
 from graphopt.targets.llvm.kernels.few_bits import FewBits
 from graphopt.targets.llvm.plan.epilogues import tail
+from graphopt.targets.llvm.plan.integer.region import last_first
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Twins, image, replace
 
@@ -47,15 +48,7 @@ class Dense:
 
 def find(nodes: Sequence[ir.Node], taken: set[ir.Node]) -> list[Dense]:
     """The layers among `nodes`, none of whose nodes are `taken`."""
-    position = {node: index for index, node in enumerate(nodes)}
-    found: list[Dense] = []
-    taken = set(taken)
-    for node in reversed(nodes):
-        layer = None if node in taken else _layer(node, position, taken)
-        if layer is not None:
-            found.append(layer)
-            taken.update(layer.nodes)
-    return found
+    return last_first(nodes, taken, _layer)
 
 
 def _layer(node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> Dense | None:

@@ -16,7 +16,7 @@ from graphopt.targets.llvm.kernels.formula import Formula
 from graphopt.targets.llvm.kernels.requantise import Finish, Range, Residual
 from graphopt.targets.llvm.plan.convs import oriented, window
 from graphopt.targets.llvm.plan.epilogues import activation_of, tail
-from graphopt.targets.llvm.plan.integer.region import Quantized, dequantized, only_reader, quantized
+from graphopt.targets.llvm.plan.integer.region import Quantized, dequantized, last_first, only_reader, quantized
 from graphopt.targets.llvm.plan.integer.weights import Weight, bias_of, weight_of
 
 Array = np.ndarray[Any, Any]
@@ -58,15 +58,7 @@ class _Behind:
 
 def find(nodes: Sequence[ir.Node], taken: set[ir.Node]) -> list[Layer]:
     """The layers among `nodes` without those `taken`; of two that could add each other's result the later one does."""
-    position = {node: index for index, node in enumerate(nodes)}
-    found: list[Layer] = []
-    taken = set(taken)
-    for node in reversed(nodes):
-        layer = None if node in taken else _layer(node, position, taken)
-        if layer is not None:
-            found.append(layer)
-            taken.update(layer.nodes)
-    return found
+    return last_first(nodes, taken, _layer)
 
 
 def _layer(node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> Layer | None:

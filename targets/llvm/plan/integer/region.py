@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,29 @@ class Region(Protocol):
     def nodes(self) -> tuple[ir.Node, ...]:
         """The last one yields the result, and nothing outside reads what the others yield."""
         ...
+
+
+R = TypeVar("R", bound=Region)
+
+
+def last_first(
+    nodes: Sequence[ir.Node],
+    taken: set[ir.Node],
+    match: Callable[[ir.Node, dict[ir.Node, int], set[ir.Node]], R | None],
+) -> list[R]:
+    """The regions that ``match(node, positions of nodes, taken)`` finds, none of whose nodes are `taken`.
+
+    Later nodes choose first: of two that could add each other's result the later one does.
+    """
+    position = {node: index for index, node in enumerate(nodes)}
+    found: list[R] = []
+    taken = set(taken)
+    for node in reversed(nodes):
+        region = None if node in taken else match(node, position, taken)
+        if region is not None:
+            found.append(region)
+            taken.update(region.nodes)
+    return found
 
 
 class Quantized(NamedTuple):

@@ -282,3 +282,21 @@ def test_a_model_that_is_slower_on_integers_is_float_throughout(monkeypatch):
     assert program.report["integer"]["the model"].startswith("float32 throughout")
     monkeypatch.undo()
     assert Llvm(threads=1).build(model, Context()).report["integer"]["the model"].startswith("int8")
+
+
+def test_of_regions_that_want_the_same_node_the_later_one_has_it():
+    """Two convolutions whose results are added: only one of them may add, and no node is replaced twice."""
+    from types import SimpleNamespace
+
+    from graphopt.targets.llvm.plan.integer.region import last_first
+
+    a, b, add = (ir.node(op, []) for op in ("Conv", "Conv", "Add"))
+
+    def match(node, position, taken):
+        if node is add:
+            return None
+        free = [] if add in taken else [add]
+        return SimpleNamespace(nodes=(node, *free))
+
+    assert [region.nodes for region in last_first([a, b, add], set(), match)] == [(b, add), (a,)]
+    assert [region.nodes for region in last_first([a, b, add], {b}, match)] == [(a, add)]

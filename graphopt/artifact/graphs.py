@@ -1,7 +1,8 @@
 """The graphs kept in an artifact: ONNX whose larger tensors lie in the artifact's own weight members.
 
 ``after.onnx`` shares the program's ``weights.bin`` wherever a tensor is bit for bit a weight of the program;
-what is left goes to ``graphs.bin``. Both are plain ONNX external data: an unzipped `.gopt` is a valid model folder.
+what is left goes to ``graphs.bin``. Both are plain ONNX external data: an unzipped `.gopt` is a valid model folder,
+but for tensors of mostly zeros, whose length there is shorter than their shape says (see `zeros`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from graphopt.artifact.container import Container
 from graphopt.artifact.manifest import TensorSpec, dtype_of
-from graphopt.artifact.store import GRAPH_WEIGHTS, Store, view
+from graphopt.artifact.store import GRAPH_WEIGHTS, Place, Store, view
 from graphopt.errors import ArtifactError, LoweringError
 
 INLINE_BELOW = 1024
@@ -64,13 +65,13 @@ def to_bytes(model: ir.Model, stores: Mapping[str, Store]) -> bytes:
 def _external(value: ir.Value, tensor: ir.TensorProtocol, stores: Mapping[str, Store]) -> ir.ExternalTensor:
     digest = hashlib.sha256(tensor.tobytes()).digest()
     found = ((name, store.find(digest)) for name, store in stores.items())
-    location, offset = next(((n, o) for n, o in found if o is not None), (GRAPH_WEIGHTS, None))
-    if offset is None:
-        offset = stores[GRAPH_WEIGHTS].add(tensor.tobytes, digest)
+    location, place = next(((n, p) for n, p in found if p is not None), (GRAPH_WEIGHTS, None))
+    if place is None:
+        place = stores[GRAPH_WEIGHTS].add(tensor.tobytes, tensor.dtype.bitwidth // 8, digest)
     return ir.ExternalTensor(
         location,
-        offset,
-        tensor.nbytes,
+        place.offset,
+        tensor.nbytes if place.encoded is None else place.encoded,
         tensor.dtype,
         shape=ir.Shape(tensor.shape.numpy()),
         name=value.name or tensor.name or "",
@@ -94,8 +95,9 @@ def read(container: Container, member: str) -> ir.Model:
 
 def _mapped(container: Container, member: str, tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     data, dtype = container.read(str(tensor.location)), tensor.dtype.numpy()
+    encoded = None if tensor.length in (None, tensor.nbytes) else tensor.length
     try:
-        array = view(data, tensor.offset or 0, np.dtype(dtype), list(tensor.shape.numpy()))
+        array = view(data, Place(tensor.offset or 0, encoded), np.dtype(dtype), list(tensor.shape.numpy()))
     except ValueError as error:
         raise ArtifactError(f"{container.name}: {tensor.name} of {member}: {error}.") from error
     array.flags.writeable = False

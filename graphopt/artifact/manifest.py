@@ -55,11 +55,12 @@ class TensorSpec(_Strict):
 
 
 class WeightSpec(_Strict):
-    """Where a weight lies in ``weights.bin``."""
+    """Where a weight lies in ``weights.bin``; with `encoded`, in so many bytes without its zeros (see `zeros`)."""
 
     dtype: DType
     shape: list[NonNegativeInt]
     offset: NonNegativeInt
+    encoded: NonNegativeInt | None = None
 
 
 class MemberSpec(_Strict):

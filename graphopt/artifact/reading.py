@@ -11,7 +11,7 @@ import numpy as np
 from graphopt.artifact import manifest
 from graphopt.artifact.container import MANIFEST, Container
 from graphopt.artifact.manifest import Manifest, TensorSpec, WeightSpec
-from graphopt.artifact.store import WEIGHTS, view
+from graphopt.artifact.store import WEIGHTS, Place, view
 from graphopt.atomic import atomic_write
 from graphopt.errors import ArtifactError
 
@@ -71,7 +71,7 @@ class Artifact:
 
     @property
     def weights(self) -> dict[str, Array]:
-        """The program's weights, as views of the mapped file."""
+        """The program's weights: views of the mapped file, decoded where they are stored without their zeros."""
         return {name: self._weight(name, spec) for name, spec in self.manifest.weights.items()}
 
     @property
@@ -106,6 +106,7 @@ class Artifact:
 
     def _weight(self, name: str, spec: WeightSpec) -> Array:
         try:
-            return view(self._container.read(WEIGHTS), spec.offset, manifest.dtype_of(spec.dtype), spec.shape)
+            place = Place(spec.offset, spec.encoded)
+            return view(self._container.read(WEIGHTS), place, manifest.dtype_of(spec.dtype), spec.shape)
         except ValueError as error:
             raise ArtifactError(f"{self.name}: weight {name}: {error}.") from error

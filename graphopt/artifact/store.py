@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from graphopt.artifact import zeros
 from graphopt.artifact.container import ALIGNMENT, Content
 
 WEIGHTS = "weights.bin"
@@ -18,27 +19,36 @@ GRAPH_WEIGHTS = "graphs.bin"
 Data = Callable[[], bytes | memoryview]
 
 
+class Place(NamedTuple):
+    """Where a piece lies in its member: from `offset` on, in `encoded` bytes where its zeros are left out."""
+
+    offset: int
+    encoded: int | None
+
+
 class Store:
-    """A member under construction: every piece `ALIGNMENT`-aligned, equal pieces stored once."""
+    """A member under construction: every piece `ALIGNMENT`-aligned, equal pieces stored once, without many zeros."""
 
     def __init__(self) -> None:
         self.nbytes = 0
-        self._offsets: dict[bytes, int] = {}
+        self._places: dict[bytes, Place] = {}
         self._pieces: list[Data] = []
 
-    def find(self, digest: bytes) -> int | None:
-        """The offset of the piece with this SHA-256, if there is one."""
-        return self._offsets.get(digest)
+    def find(self, digest: bytes) -> Place | None:
+        """The place of the piece with this SHA-256, if there is one."""
+        return self._places.get(digest)
 
-    def add(self, data: Data, digest: bytes | None = None) -> int:
-        """The offset of the bytes `data` gives; it is called again when they are written."""
+    def add(self, data: Data, itemsize: int, digest: bytes | None = None) -> Place:
+        """The place of the bytes `data` gives, elements of `itemsize`; it is called again when they are written."""
         piece = data()
         digest = digest or hashlib.sha256(piece).digest()
-        if digest not in self._offsets:
-            self._offsets[digest] = self.nbytes
-            self._pieces.append(data)
-            self.nbytes += len(piece) + -len(piece) % ALIGNMENT
-        return self._offsets[digest]
+        if digest not in self._places:
+            encoded = zeros.encode(piece, itemsize)
+            self._pieces.append(data if encoded is None else lambda: encoded)
+            self._places[digest] = Place(self.nbytes, None if encoded is None else len(encoded))
+            nbytes = len(piece if encoded is None else encoded)
+            self.nbytes += nbytes + -nbytes % ALIGNMENT
+        return self._places[digest]
 
     def content(self) -> Content:
         """The member, padded to the alignment."""
@@ -56,9 +66,22 @@ def raw(array: np.ndarray[Any, Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def view(data: memoryview, offset: int, dtype: np.dtype[Any], shape: list[int]) -> np.ndarray[Any, Any]:
-    """The array that lies at `offset` in `data`, without a copy; ValueError when it reaches past the end."""
-    nbytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+def view(data: memoryview, place: Place, dtype: np.dtype[Any], shape: list[int]) -> np.ndarray[Any, Any]:
+    """The array that lies at `place` in `data`, without a copy unless it is encoded.
+
+    Raises:
+        ValueError: it reaches past the end, or is not what is encoded there.
+    """
+    whole = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    offset, nbytes = place.offset, whole if place.encoded is None else place.encoded
     if offset + nbytes > len(data):
         raise ValueError(f"a tensor of {nbytes} bytes at {offset} reaches past the end, {len(data)}")
-    return np.frombuffer(data[offset : offset + nbytes], dtype).reshape(shape)
+    if place.encoded is None:
+        return np.frombuffer(data[offset : offset + nbytes], dtype).reshape(shape)
+    if whole > zeros.MOST * nbytes:
+        raise ValueError(f"{nbytes} bytes can't encode {whole}")
+    buffer = np.empty(whole + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    decoded = buffer[start : start + whole].view(dtype).reshape(shape)
+    zeros.decode(data[offset : offset + nbytes], decoded)
+    return decoded

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
 from pydantic_core import to_jsonable_python
 
 from graphopt.artifact import manifest
@@ -65,12 +66,7 @@ def _write(
     from graphopt.artifact import graphs
 
     stores = {WEIGHTS: Store(), GRAPH_WEIGHTS: Store()}
-    weights = {
-        name: WeightSpec(
-            dtype=array.dtype.name, shape=list(array.shape), offset=stores[WEIGHTS].add(partial(raw, array))
-        )
-        for name, array in program.weights.items()
-    }
+    weights = {name: _weight(array, stores[WEIGHTS]) for name, array in program.weights.items()}
     members = {
         LIBRARY: content(program.library),
         REPORT: content(_report(report, program)),
@@ -99,6 +95,11 @@ def _write(
         return manifest.to_json(described.model_copy(update={"members": listed}))
 
     pack(file, members, with_digests)
+
+
+def _weight(array: np.ndarray[Any, Any], store: Store) -> WeightSpec:
+    place = store.add(partial(raw, array), array.itemsize)
+    return WeightSpec(dtype=array.dtype.name, shape=list(array.shape), offset=place.offset, encoded=place.encoded)
 
 
 def _ordered(specs: list[TensorSpec], names: list[str]) -> list[TensorSpec]:

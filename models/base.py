@@ -14,7 +14,7 @@ from graphopt.errors import DataError
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
-Split = Literal["evaluation", "calibration"]
+Split = Literal["evaluation", "calibration", "selection"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class ReferenceModel:
     `example(batch)`: feeds with realistic values for latency runs; where the model's batch is static, of 1.
     `calibration()`: unlabelled feeds, iterable again and again, disjoint from the evaluation by construction.
     `baseline`: the float model's metric as measured, which the tests reproduce.
+    `unlabelled(n)`: at most n samples for passes that fit many weights, disjoint from the evaluation; None where
+    `calibration` is all there is.
+    `selection()`: labelled samples to choose budgets and candidates by, disjoint from the evaluation and from
+    `unlabelled`, so that what is reported was not chosen on the data it is reported on.
     """
 
     name: str
@@ -50,6 +54,8 @@ class ReferenceModel:
     calibration: Callable[[], Iterable[Feeds]] | None
     evaluation: Callable[[], Evaluation] | None
     baseline: float | None
+    unlabelled: Callable[[int], Iterable[Feeds]] | None = None
+    selection: Callable[[], Evaluation] | None = None
 
 
 def batches(name: str, samples: Array, size: int) -> Iterator[Feeds]:

@@ -109,8 +109,8 @@ def tones(n: int, seed: int) -> tuple[Array, Array]:
     return (frames / frames.std(1, keepdims=True)).astype(np.float32), pitch
 
 
-def _evaluation() -> Evaluation:
-    frames, pitch = tones(300, seed=1)
+def _labelled(n: int, seed: int) -> Evaluation:
+    frames, pitch = tones(n, seed)
 
     def score(outputs: Iterable[Feeds]) -> float:
         heard = np.concatenate([cents(batch["activation"]) for batch in outputs])
@@ -141,8 +141,10 @@ def _model(size: str, sha256: str, summary: str, baseline: float) -> ReferenceMo
         path=lambda: built(f"crepe-{size}.onnx", partial(_write, size, sha256), __file__),
         example=lambda batch: {"frames": tones(batch, seed=3)[0]},
         calibration=lambda: Batches(_calibration),
-        evaluation=_evaluation,
+        evaluation=lambda: _labelled(300, seed=1),
         baseline=baseline,
+        unlabelled=lambda n: Batches(lambda: batches("frames", tones(n, seed=4)[0], 16), divisible=True),
+        selection=lambda: _labelled(300, seed=5),
     )
 
 

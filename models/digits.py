@@ -19,6 +19,7 @@ from graphopt.models.train import Recipe, fit, split
 
 HELD_OUT = 500
 CALIBRATION = 256
+SELECTION = 300
 SEED = 20
 
 _HERE = Path(__file__).parent
@@ -60,7 +61,21 @@ def train(path: Path, epochs: int = 30) -> None:
 
 def evaluation() -> Evaluation:
     """Top-1 accuracy on the 500 images held out."""
-    images, labels = (array[_split()[1]] for array in data())
+    return _labelled(_split()[1])
+
+
+def selection() -> Evaluation:
+    """Top-1 accuracy on the last 300 training images."""
+    return _labelled(_split()[0][-SELECTION:])
+
+
+def unlabelled(n: int) -> list[Feeds]:
+    """At most `n` of the other training images, in batches of 32."""
+    return list(batches("image", data()[0][_split()[0][:-SELECTION][:n]], 32))
+
+
+def _labelled(chosen: Array) -> Evaluation:
+    images, labels = (array[chosen] for array in data())
     score = partial(accuracy, output="logits", labels=labels)
     return Evaluation("accuracy", len(labels), lambda: batches("image", images, 100), score)
 
@@ -102,6 +117,8 @@ DIGITS = ReferenceModel(
     example=example,
     calibration=calibration,
     evaluation=evaluation,
+    unlabelled=unlabelled,
+    selection=selection,
     baseline=0.994,
 )
 

@@ -108,7 +108,15 @@ def files(split: Split) -> tuple[Array, list[str]]:
 
 
 def _evaluation() -> Evaluation:
-    rows, names = files("evaluation")
+    return _labelled(*files("evaluation"))
+
+
+def _selection() -> Evaluation:
+    rows, names = files("calibration")
+    return _labelled(rows[1::2], names[1::2])
+
+
+def _labelled(rows: Array, names: list[str]) -> Evaluation:
     config = json.loads(_fetch("config.min.json", _CONFIG).read_text())
     labels = np.array([config["target_labels_space"].index(name) for name in names])
     return Evaluation(
@@ -144,4 +152,6 @@ MAGIKA = ReferenceModel(
     calibration=lambda: Batches(_calibration),
     evaluation=_evaluation,
     baseline=0.9351,
+    unlabelled=lambda n: Batches(lambda: batches("bytes", files("calibration")[0][::2][:n], 16), divisible=True),
+    selection=_selection,
 )

@@ -18,6 +18,7 @@ from graphopt.models.train import Recipe, fit, split
 
 HELD_OUT = 1000
 CALIBRATION = 256
+SELECTION = 500
 SEED = 5
 
 _HERE = Path(__file__).parent
@@ -67,7 +68,21 @@ def train(path: Path, epochs: int = 12) -> None:
 
 def evaluation() -> Evaluation:
     """Top-1 accuracy on the 1,000 images held out."""
-    images, labels = (array[_split()[1]] for array in data())
+    return _labelled(_split()[1])
+
+
+def selection() -> Evaluation:
+    """Top-1 accuracy on the last 500 training images."""
+    return _labelled(_split()[0][-SELECTION:])
+
+
+def unlabelled(n: int) -> list[Feeds]:
+    """At most `n` of the other training images, in batches of 32."""
+    return list(batches("image", data()[0][_split()[0][:-SELECTION][:n]], 32))
+
+
+def _labelled(chosen: Array) -> Evaluation:
+    images, labels = (array[chosen] for array in data())
     score = partial(accuracy, output="logits", labels=labels)
     return Evaluation("accuracy", len(labels), lambda: batches("image", images, 100), score)
 
@@ -96,6 +111,8 @@ MNIST = ReferenceModel(
     example=example,
     calibration=calibration,
     evaluation=evaluation,
+    unlabelled=unlabelled,
+    selection=selection,
     baseline=0.99,
 )
 

@@ -45,12 +45,9 @@ def _angles(split: Split, n: int) -> Iterator[Feeds]:
         yield {"x": prepare_line(image[::-1, ::-1] if index % 2 else image, _ANGLE_WIDTH)}
 
 
-def _evaluate_angles() -> Evaluation:
-    n = 1000
+def _evaluate_angles(split: Split = "evaluation", n: int = 1000) -> Evaluation:
     labels = np.arange(n) % 2
-    return Evaluation(
-        "accuracy", n, lambda: _angles("evaluation", n), lambda outputs: accuracy(outputs, _SCORES, labels)
-    )
+    return Evaluation("accuracy", n, lambda: _angles(split, n), lambda outputs: accuracy(outputs, _SCORES, labels))
 
 
 # What it says: lines that fit 320 columns.
@@ -84,9 +81,8 @@ def ctc_decode(scores: Array, alphabet: list[str]) -> str:
     return "".join(alphabet[index] for index in kept if index)
 
 
-def _evaluate_reading() -> Evaluation:
-    n = 400
-    truth = [text for _, text in _texts("evaluation", n)]
+def _evaluate_reading(split: Split = "evaluation", n: int = 400) -> Evaluation:
+    truth = [text for _, text in _texts(split, n)]
 
     def score(outputs: Iterable[Feeds]) -> float:
         read = [ctc_decode(row, characters()) for batch in outputs for row in batch[_CHARACTERS]]
@@ -94,7 +90,7 @@ def _evaluate_reading() -> Evaluation:
             raise DataError(f"{len(read)} lines were read and {n} are labelled: run the whole set.")
         return sum(text == true for text, true in zip(read, truth, strict=True)) / n
 
-    return Evaluation("exact_match", n, lambda: _reading("evaluation", n), score)
+    return Evaluation("exact_match", n, lambda: _reading(split, n), score)
 
 
 # Where the lines are: whole pages.
@@ -137,6 +133,8 @@ ANGLE_CLASSIFIER = ReferenceModel(
     calibration=lambda: Batches(lambda: _angles("calibration", 64)),
     evaluation=_evaluate_angles,
     baseline=0.947,
+    unlabelled=lambda n: Batches(lambda: _angles("calibration", n)),
+    selection=lambda: _evaluate_angles("selection"),
 )
 
 TEXT_DETECTOR = ReferenceModel(
@@ -165,4 +163,6 @@ TEXT_RECOGNISER = ReferenceModel(
     calibration=lambda: Batches(lambda: _reading("calibration", 32)),
     evaluation=_evaluate_reading,
     baseline=0.8375,
+    unlabelled=lambda n: Batches(lambda: _reading("calibration", n)),
+    selection=lambda: _evaluate_reading("selection", 200),
 )

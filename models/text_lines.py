@@ -2,7 +2,7 @@
 
 A line is words from one of two texts, in one of six fonts, ink on paper of random grey, at a random resolution,
 blurred and with noise, like a scan of middling quality. Evaluation lines quote the Apache License 2.0 and
-calibration lines quote CC0 1.0, from generators of different seeds, so no line is in both.
+calibration and selection lines quote CC0 1.0, from generators of different seeds, so no line is in two of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphopt.models.base import Array, Split
 from graphopt.models.images import blur, resize
 
 HEIGHT = 48
-SEEDS: dict[Split, int] = {"evaluation": 20260101, "calibration": 20270202}
+SEEDS: dict[Split, int] = {"evaluation": 20260101, "calibration": 20270202, "selection": 20280303}
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def _frozen() -> dict[str, Array]:
 
 def words(split: Split) -> list[str]:
     """The text that lines of `split` quote, word by word in reading order."""
-    return [word.decode("ascii") for word in _frozen()[split]]
+    return [word.decode("ascii") for word in _frozen()["evaluation" if split == "evaluation" else "calibration"]]
 
 
 def coverage(text: str, font: int) -> Array:

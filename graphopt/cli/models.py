@@ -70,14 +70,24 @@ def evaluate(name: Name, json: Json = False) -> None:
 
 @app.command()
 def calibration(
-    name: Name, output: Annotated[Path, typer.Option("-o", "--output", help="An .npz, or a folder for many.")]
+    name: Name,
+    output: Annotated[Path, typer.Option("-o", "--output", help="An .npz, or a folder for many.")],
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Up to so many samples, for passes that fit many weights.")
+    ] = None,
 ) -> None:
     """Write a model's calibration data for --calibration: unlabelled, disjoint from the labelled set."""
     from graphopt import models
     from graphopt.data.files import write_batches
     from graphopt.errors import UsageError
 
-    make = models.get(name).calibration
-    if make is None:
+    model = models.get(name)
+    if model.calibration is None:
         raise UsageError(f"the model {name!r} has no calibration data.")
-    typer.echo(f"wrote {output}: {write_batches(output, make())} batches")
+    if samples is None:
+        data = model.calibration()
+    elif model.unlabelled is None:
+        raise UsageError(f"the model {name!r} has no more than its calibration data: leave out --samples.")
+    else:
+        data = model.unlabelled(samples)
+    typer.echo(f"wrote {output}: {write_batches(output, data)} batches")

@@ -20,6 +20,23 @@ def test_every_entry_is_complete(name):
         assert 0 < model.baseline <= 1
 
 
+def rows(batches):
+    """Each sample's bytes."""
+    return {row.tobytes() for feeds in batches for row in next(iter(feeds.values()))}
+
+
+@pytest.mark.parametrize("name", ["digits", "angle-classifier", "ocr-recogniser", "crepe-tiny"])
+def test_weights_are_fitted_chosen_and_reported_on_different_samples(name):
+    model = get(name)
+    fitted, other = rows(model.unlabelled(40)), rows(model.selection().feeds())
+    reported = rows(model.evaluation().feeds()) if name != "angle-classifier" else set()  # another text altogether
+    assert 0 < len(fitted) <= 40
+    assert len(other) >= 100
+    assert fitted.isdisjoint(other)
+    assert reported.isdisjoint(fitted | other)
+    assert rows(model.unlabelled(40)) == fitted
+
+
 def test_unknown_name_lists_near_ones():
     with pytest.raises(UsageError, match="resnet50"):
         get("resnet")

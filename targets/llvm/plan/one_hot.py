@@ -1,6 +1,7 @@
 """Products of one-hot vectors are rows of a table, and arithmetic on rows of a small table is done on the table.
 
-``OneHot(i) @ W`` is row i of W, or zeros where i is out of range: one row of zeros more, and a Gather. What follows a
+``OneHot(i) @ W`` is row i of W, or zeros where i is out of range: one row of zeros more, and a Gather. (The ones may
+have been quantized, and W too.) What follows a
 Gather from a constant table and treats every row alike (a bias, an activation) is computed for all rows of the table
 when the model is compiled, where there are no more of them than rows are picked.
 """
@@ -15,6 +16,8 @@ from onnx_ir.passes import common
 
 from graphopt.graph import add_constant, constant_array, derive, fresh_name
 from graphopt.targets.llvm.plan.evaluate import evaluate
+from graphopt.targets.llvm.plan.integer.region import dequantized, quantized
+from graphopt.targets.llvm.plan.integer.weights import float_constant
 from graphopt.targets.llvm.plan.layout import replace
 
 ELEMENTWISE = frozenset(
@@ -38,17 +41,19 @@ def look_up(model: ir.Model) -> None:
 
 
 def _product(node: ir.Node, graph: ir.Graph) -> None:
-    w, bias = constant_array(node.inputs[1]), node.inputs[2] if len(node.inputs) > 2 else None
+    w, bias = float_constant(node.inputs[1]), node.inputs[2] if len(node.inputs) > 2 else None
     if w is None or w.ndim != 2 or w.dtype != np.float32 or not np.isfinite(w).all():
         return  # a zero times what is not finite isn't zero
     if any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):
         return
     if node.attributes.get_int("transA", 0) or node.attributes.get_int("transB", 0):
         return
-    found = _compared(node.inputs[0], len(w)) or _one_hot(node.inputs[0], len(w))
+    hot, one = _rounded(node.inputs[0])
+    found = _compared(hot, len(w)) or _one_hot(hot, len(w))
     y = node.outputs[0]
     if found is None or y.shape is None:
         return
+    w = one * w
     numbers, wraps = found
     zeros = np.zeros((1, w.shape[1]), np.float32)
     # -1 and len(w) pick zeros; where negative numbers count from the end, -1 to -len(w) pick W's rows once more
@@ -65,6 +70,17 @@ def _product(node: ir.Node, graph: ir.Graph) -> None:
     if bias is not None:
         result = _put(node, "Add", [result, bias], list(y.shape), y.dtype)
     replace(y, result)
+
+
+def _rounded(value: ir.Value | None) -> tuple[ir.Value | None, np.float32]:
+    """What `value` is before it is quantized and dequantized, and what becomes of 1 there; 0 stays 0."""
+    one, real = np.float32(1), dequantized(value)
+    quantizer = None if real is None else real.value.producer()
+    made = None if quantizer is None else quantized(quantizer)
+    if real is None or quantizer is None or made is None or (made.scale, made.zero) != (real.scale, real.zero):
+        return value, one
+    steps = np.clip(np.rint(one / real.scale), -real.zero, 255 - real.zero)
+    return quantizer.inputs[0], np.float32(steps) * real.scale
 
 
 def _compared(value: ir.Value | None, depth: int) -> tuple[ir.Value, bool] | None:

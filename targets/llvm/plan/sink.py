@@ -18,10 +18,11 @@ def sink(model: ir.Model) -> None:
     - ``f(Squeeze(x), ...)`` is ``Squeeze(f(x, ...))`` for elementwise f and global pooling, where x is a convolution's.
     - GlobalMaxPool is MaxPool with a window as large as the image.
     """
+    moved: set[ir.Value] = set()
     for node in list(model.graph):
         if node.domain == "" and len(node.outputs) == 1:
             _drop_slice(node)
-            _move(node, model.graph)
+            _move(node, model.graph, moved)
     for node in list(model.graph):
         if node.domain == "" and node.op_type == "GlobalMaxPool":
             _pool(node, model.graph)
@@ -37,20 +38,20 @@ def _drop_slice(node: ir.Node) -> None:
         y.replace_all_uses_with(x)
 
 
-def _move(node: ir.Node, graph: ir.Graph) -> None:
-    """Exchange `node` with the squeezes that yield its inputs."""
+def _move(node: ir.Node, graph: ir.Graph, moved: set[ir.Value]) -> None:
+    """Exchange `node` with the squeezes that yield its inputs; its new result is added to those `moved`."""
     if node.op_type not in UNARY | BINARY | {"GlobalMaxPool", "GlobalAveragePool"} or node.outputs[0].shape is None:
         return
-    squeezed = next((found for v in node.inputs if (found := _squeezed(v)) is not None), None)
+    squeezed = next((found for v in node.inputs if (found := _squeezed(v, moved)) is not None), None)
     y = node.outputs[0]
     if squeezed is None or y.shape is None or len(y.shape) != 3:
         return
     source, axis = squeezed
     inputs: list[ir.Value | None] = []
     for index, value in enumerate(node.inputs):
-        moved, array = _squeezed(value), constant_array(value)
-        if moved is not None and moved[1] == axis and moved[0].shape == source.shape:
-            inputs.append(moved[0])
+        other, array = _squeezed(value, moved), constant_array(value)
+        if other is not None and other[1] == axis and other[0].shape == source.shape:
+            inputs.append(other[0])
         elif value is None or (array is not None and (array.size == 1 or (index > 0 and node.op_type in UNARY))):
             inputs.append(value)
         elif array is not None and array.ndim <= 3:
@@ -61,6 +62,7 @@ def _move(node: ir.Node, graph: ir.Graph) -> None:
     dims = list(y.shape)
     dims.insert(axis, 1)
     wide = ir.val(fresh_name(graph, f"{y.name}_wide"), y.dtype, ir.Shape(dims))
+    moved.add(wide)
     name = fresh_name(graph, f"{node.name}_wide")
     graph.insert_before(node, ir.node(node.op_type, inputs, dict(node.attributes), outputs=[wide], name=name))
     axes = add_constant(graph, f"{node.name}_axes", np.array([axis], np.int64))
@@ -71,8 +73,8 @@ def _move(node: ir.Node, graph: ir.Graph) -> None:
     replace(y, narrow)
 
 
-def _squeezed(value: ir.Value | None) -> tuple[ir.Value, int] | None:
-    """(x, axis) where `value` is Squeeze of one axis of the image of a convolution, or of what `_move` made of it."""
+def _squeezed(value: ir.Value | None, moved: set[ir.Value]) -> tuple[ir.Value, int] | None:
+    """(x, axis) where `value` is Squeeze of one axis of the image of a convolution, or of what was `moved` behind it."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != "Squeeze" or node.domain != "" or len(node.inputs) < 2:
         return None
@@ -81,7 +83,7 @@ def _squeezed(value: ir.Value | None) -> tuple[ir.Value, int] | None:
         return None
     axis = int(axes.reshape(-1)[0]) % 4
     producer = x.producer()
-    behind = producer is not None and (producer.op_type == "Conv" or str(producer.name).endswith("_wide"))
+    behind = x in moved or (producer is not None and producer.op_type == "Conv")
     return (x, axis) if axis > 1 and behind else None
 
 

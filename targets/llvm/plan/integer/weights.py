@@ -62,22 +62,28 @@ def bias_of(value: ir.Value | None, unit: Array) -> Array | None:
 def make_float(graph: ir.Graph, node: ir.Node) -> None:
     """Give a weighted `node` its constants as float32: what it needs to run as float."""
     for index, value in enumerate(node.inputs):
-        producer = None if value is None else value.producer()
-        if value is None or producer is None or producer.op_type != "DequantizeLinear" or producer.domain != "":
-            continue
-        q, scale, zero = _constants(producer)
-        blocks = producer.attributes.get_int("block_size", 0)
-        if q is None or scale is None or zero is None or scale.dtype != np.float32:
-            continue
-        axis = producer.attributes.get_int("axis", 1)
-        if blocks:
-            scale, zero = (np.repeat(a, blocks, axis=axis) if a.ndim else a for a in (scale, zero))
-            cut = tuple(slice(size) for size in q.shape)
-            scale, zero = (a[cut] if a.ndim else a for a in (scale, zero))
-        else:
-            scale, zero = _along(scale, q.ndim, axis), _along(zero, q.ndim, axis)
-        array = (q.astype(np.float64) - zero.astype(np.float64)).astype(np.float32) * scale  # float8 too
-        node.replace_input_with(index, add_constant(graph, f"{value.name}_float", array))
+        array = None if value is None or constant_array(value) is not None else float_constant(value)
+        if value is not None and array is not None:
+            node.replace_input_with(index, add_constant(graph, f"{value.name}_float", array))
+
+
+def float_constant(value: ir.Value | None) -> Array | None:
+    """A constant, or what a DequantizeLinear makes of constants, as float32."""
+    producer = None if value is None else value.producer()
+    if producer is None or producer.op_type != "DequantizeLinear" or producer.domain != "":
+        return constant_array(value)
+    q, scale, zero = _constants(producer)
+    blocks = producer.attributes.get_int("block_size", 0)
+    if q is None or scale is None or zero is None or scale.dtype != np.float32:
+        return None
+    axis = producer.attributes.get_int("axis", 1)
+    if blocks:
+        scale, zero = (np.repeat(a, blocks, axis=axis) if a.ndim else a for a in (scale, zero))
+        cut = tuple(slice(size) for size in q.shape)
+        scale, zero = (a[cut] if a.ndim else a for a in (scale, zero))
+    else:
+        scale, zero = _along(scale, q.ndim, axis), _along(zero, q.ndim, axis)
+    return (q.astype(np.float64) - zero.astype(np.float64)).astype(np.float32) * scale  # float8 too
 
 
 def _constants(node: ir.Node) -> tuple[Array | None, Array | None, Array | None]:

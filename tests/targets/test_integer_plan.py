@@ -249,6 +249,24 @@ def test_a_bias_that_is_added_behind_a_convolution_is_its_bias():
     compare(model, 0.02)
 
 
+def test_what_follows_a_squeezed_convolution_belongs_to_it():
+    """Also when the graph was prepared once before, to see whether integers pay."""
+    net = Net()
+    y = net.conv(net.pair(net.input(1, 8, 40, 1), 0.03, 128), 16, 8, 5, 1, kernel_shape=[5, 1])
+    y = net.op("Squeeze", y, net.constant(np.array([3])))
+    y = net.op(
+        "Tanh",
+        net.op(
+            "Mul",
+            net.op("Add", y, net.constant(net.rng.standard_normal((1, 16, 1)).astype(np.float32))),
+            net.constant(np.float32(0.5)),
+        ),
+    )
+    model = net.model(net.op("Mul", y, net.op("Sigmoid", y)))
+    assert not {"Mul", "Tanh", "Sigmoid", "Add"} & set(calls(model))
+    compare(model, 0.01)
+
+
 @pytest.mark.usefixtures("on_integers")
 def test_a_picture_is_quantized_on_its_way_to_channels_last():
     net = Net()

@@ -69,6 +69,25 @@ def test_one_hot_by_comparison(depth: int, columns: int, dtype: str, reverse: bo
     assert ops == ["Squeeze", "Clip", "Gather"]
 
 
+@EXAMPLES
+@given(st.floats(1e-3, 3.0), st.integers(0, 255), st.booleans())
+def test_quantized_one_hot_and_weights(scale: float, zero: int, per_column: bool):
+    """Ones that 8 bits can't hold, round away or cut off; weights with a scale each, and a zero point."""
+    body = """g (int64[2,40,1] i) => (float[2,40,5] y) {
+        e = Equal(i, n)  h = Cast<to = 1>(e)  q = QuantizeLinear(h, s, z)  d = DequantizeLinear(q, s, z)
+        v = DequantizeLinear<axis = 1>(w, sw, zw)  y = MatMul(d, v) }"""
+    rng = np.random.default_rng(zero)
+    size = (5,) if per_column else ()
+    arrays = {
+        "n": np.arange(7).reshape(1, 1, -1), "s": np.float32(scale), "z": np.uint8(zero),
+        "w": rng.integers(-128, 128, (7, 5)).astype(np.int8), "sw": rng.uniform(0.01, 1, size).astype(np.float32),
+        "zw": rng.integers(-4, 5, size).astype(np.int8),
+    }  # fmt: skip
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    ids = numbers("int64", 2, 40, 1, low=-9, high=16)
+    assert rewritten(body, {"i": ids}, **arrays) == ["Squeeze", "Clip", "Gather"]
+
+
 def near_misses():
     w, n = weights(4, 3), np.arange(4)
     one = "g (int64[9] i) => (float[9,3] y) { h = OneHot<axis = AXIS>(i, depth, values)  y = MatMul(h, w) }"

@@ -74,7 +74,7 @@ def _move(node: ir.Node, graph: ir.Graph, moved: set[ir.Value]) -> None:
 
 
 def _squeezed(value: ir.Value | None, moved: set[ir.Value]) -> tuple[ir.Value, int] | None:
-    """(x, axis) where `value` is Squeeze of one axis of the image of a convolution, or of what was `moved` behind it."""
+    """(x, axis) where `value` is Squeeze of one axis of the image of a convolution, or of what `_move` made of it."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != "Squeeze" or node.domain != "" or len(node.inputs) < 2:
         return None

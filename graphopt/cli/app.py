@@ -23,6 +23,7 @@ from graphopt.cli import (
     new_pass,
     opt,
     passes,
+    prune,
     quantize,
     reduce,
     report,
@@ -60,6 +61,7 @@ app.command("opt")(opt.opt)
 app.command("calibrate")(calibrate.calibrate)
 app.command("compile")(compile_.compile_)
 app.command("quantize")(quantize.quantize)
+app.command("prune")(prune.prune)
 app.command("sensitivity")(sensitivity.sensitivity)
 app.command("run")(run.run)
 app.command("export")(export.export)

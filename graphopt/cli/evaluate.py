@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from graphopt.cli.options import Json
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from graphopt.models.base import Evaluation
 
 Labels = Annotated[str, typer.Option("--labels", help="The array of --data that holds the class numbers.")]
@@ -46,6 +48,23 @@ def evaluate_own(file: Path, data: Path, labels: str) -> dict[str, Any]:
     from graphopt.measure.labelled import labelled
 
     return _measured(file, labelled(data, open_graph(file), labels=labels))
+
+
+def evaluation_of(
+    source: str, model: ir.Model, metric: Literal["accuracy", "agreement"] | None, labels: str
+) -> Evaluation:
+    """What to choose by: of an .npz, or of a reference model its labelled samples apart from those reported on."""
+    from graphopt import models
+    from graphopt.errors import UsageError
+    from graphopt.measure.labelled import labelled
+
+    if source.endswith(".npz"):
+        return labelled(Path(source), model, metric or "accuracy", labels)
+    apart = models.get(source).selection
+    found = apart() if apart is not None else reference_evaluation(source)
+    if metric is not None and metric != found.metric:
+        raise UsageError(f"the metric of the reference model {source!r} is {found.metric!r}, not {metric!r}.")
+    return found
 
 
 def reference_evaluation(name: str) -> Evaluation:

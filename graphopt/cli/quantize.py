@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from graphopt.cli import options as o
-from graphopt.cli.evaluate import reference_evaluation
+from graphopt.cli.evaluate import evaluation_of
 from graphopt.cli.sensitivity import Samples
-from graphopt.errors import DataError, UsageError
+from graphopt.errors import DataError
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from graphopt.models.base import Evaluation
     from graphopt.passes.precision import Search
 
@@ -67,7 +65,7 @@ def quantize(
     preset = "int8" if pipeline is None and recipe is None and preset is None else preset
     passes = o.chosen_passes(o.Choices(pipeline=pipeline, recipe=recipe, preset=preset))
     opened = open_model(model, o.chosen_dims(dim))
-    kept = _evaluation(evaluation, opened, metric, labels)
+    kept = evaluation_of(evaluation, opened, metric, labels)
     context = Context(calibration=open_data(calibration, opened), seed=seed)
     found = search(
         opened,
@@ -83,19 +81,6 @@ def quantize(
     else:
         _print(found, kept, max_drop)
         typer.echo(f"wrote {output}")
-
-
-def _evaluation(
-    source: str, model: ir.Model, metric: Literal["accuracy", "agreement"] | None, labels: str
-) -> Evaluation:
-    if source.endswith(".npz"):
-        from graphopt.measure.labelled import labelled
-
-        return labelled(Path(source), model, metric or "accuracy", labels)
-    found = reference_evaluation(source)
-    if metric is not None and metric != found.metric:
-        raise UsageError(f"the metric of the reference model {source!r} is {found.metric!r}, not {metric!r}.")
-    return found
 
 
 def _print(found: Search, kept: Evaluation, max_drop: float) -> None:

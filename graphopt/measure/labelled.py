@@ -14,6 +14,7 @@ from graphopt.errors import DataError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphopt.data import Batches
     from graphopt.models.base import Evaluation
 
     Array = np.ndarray[Any, Any]
@@ -39,10 +40,7 @@ def labelled(path: Path, model: ir.Model, metric: Metric = "accuracy", labels: s
     inputs = {str(value.name) for value in model.graph.inputs}
     batches = open_data({name: array for name, array in arrays.items() if name in inputs}, model)
     if metric == "agreement":
-        from graphopt.oracle import Session
-
-        session = Session(model)
-        truth = _answers(session.run(feeds) for feeds in batches)
+        return agreement(model, batches)
     if truth is None:
         raise DataError(f"{path} has no array {labels!r}; it has {', '.join(arrays)}. Name it with --labels.")
     if truth.dtype.kind not in "iu":
@@ -58,7 +56,24 @@ def labelled(path: Path, model: ir.Model, metric: Metric = "accuracy", labels: s
     def feeds() -> Iterator[Feeds]:
         return iter(batches)
 
-    return Evaluation(metric, len(answer), feeds, score)
+    return Evaluation("accuracy", len(answer), feeds, score)
+
+
+def agreement(model: ir.Model, batches: Batches) -> Evaluation:
+    """The share of samples whose largest value in the first output, along its last axis, is where `model` has it."""
+    from graphopt.models.base import Evaluation
+    from graphopt.oracle import Session
+
+    session = Session(model)
+    answer = _answers(session.run(feeds) for feeds in batches)
+
+    def score(outputs: Iterable[Feeds]) -> float:
+        given = _answers(outputs)
+        if len(given) != len(answer):
+            raise DataError(f"there are {len(given)} answers where the original gave {len(answer)}.")
+        return float((given == answer).mean())
+
+    return Evaluation("agreement", len(answer), lambda: iter(batches), score)
 
 
 def _read(path: Path) -> dict[str, Array]:

@@ -21,6 +21,7 @@ from graphopt.cli import (
     inspect_,
     models,
     new_pass,
+    npu,
     opt,
     passes,
     prune,
@@ -79,4 +80,5 @@ app.command("view")(report.view)
 app.command("passes")(passes.passes)
 app.command("targets")(targets.targets)
 app.add_typer(models.app, name="models")
+app.add_typer(npu.app, name="npu")
 app.command("demo")(demo.demo)

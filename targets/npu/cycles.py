@@ -17,13 +17,18 @@ def systolic_cycles(array: Systolic, m: int, n: int, k: int) -> int:
         weight-stationary  ceil(k/R) * ceil(n/C) * (m + 2R + C - 2)
         input-stationary   ceil(k/R) * ceil(m/C) * (n + 2R + C - 2)
     """
+    return min(systolic_ways(array, m, n, k).values())
+
+
+def systolic_ways(array: Systolic, m: int, n: int, k: int) -> dict[Dataflow, int]:
+    """The cycles of `systolic_cycles` for each dataflow the array has."""
     rows, columns = array.rows, array.columns
     ways: dict[Dataflow, int] = {
         "output-stationary": _up(m, rows) * _up(n, columns) * (k + rows + columns - 2),
         "weight-stationary": _up(k, rows) * _up(n, columns) * (m + 2 * rows + columns - 2),
         "input-stationary": _up(k, rows) * _up(m, columns) * (n + 2 * rows + columns - 2),
     }
-    return min(ways[dataflow] for dataflow in array.dataflows)
+    return {dataflow: ways[dataflow] for dataflow in array.dataflows}
 
 
 def dot_product_cycles(array: DotProduct, window: Exec) -> int:

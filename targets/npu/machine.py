@@ -79,6 +79,24 @@ class Dma(_Part):
     fill_bytes_per_cycle: Positive
 
 
+class Event(_Part):
+    """What one event costs, and where the figure is from."""
+
+    pj: Annotated[float, pydantic.Field(ge=0)]
+    source: Annotated[str, pydantic.Field(min_length=1)]
+
+
+class Energy(_Part):
+    """Energy per event: a multiply-accumulate, a byte that enters or leaves scratchpad or accumulators, an element
+    that the vector unit makes, and a byte that moves between the NPU and each memory outside, by its name."""
+
+    mac: Event
+    scratchpad: Event
+    accumulator: Event
+    vector: Event
+    memory: dict[str, Event]
+
+
 class Memory(_Part):
     """A memory outside the scratchpad with one port of `bytes_per_cycle`, used in bursts of `burst_bytes`."""
 
@@ -102,6 +120,7 @@ class Machine(_Part):
     vector: Vector
     dma: Dma
     memories: tuple[Memory, ...]
+    energy: Energy
 
     @pydantic.model_validator(mode="after")
     def _every_space_is_held_once(self) -> Machine:
@@ -110,6 +129,8 @@ class Machine(_Part):
             raise ValueError(f"activations and constants must each be held by one memory; the memories hold {held}")
         if len({memory.name for memory in self.memories}) != len(self.memories):
             raise ValueError("two memories have the same name")
+        if set(self.energy.memory) != {memory.name for memory in self.memories}:
+            raise ValueError(f"energy.memory needs one entry for each memory, and has {sorted(self.energy.memory)}")
         return self
 
     def __hash__(self) -> int:
@@ -128,13 +149,50 @@ class Machine(_Part):
         return hashlib.sha256(self.to_json()).digest()
 
 
+class BareArray(_Part):
+    """A systolic array alone, without memories: enough to count cycles as SCALE-Sim does, not to run anything."""
+
+    name: Annotated[str, pydantic.Field(min_length=1)]
+    summary: str = ""
+    clock_mhz: Annotated[float, pydantic.Field(gt=0)]
+    array: Systolic
+    energy: Energy
+
+    @pydantic.model_validator(mode="after")
+    def _one_memory(self) -> BareArray:
+        if len(self.energy.memory) != 1:
+            raise ValueError("energy.memory of a bare array has one entry, for all bytes it must move")
+        return self
+
+
 def presets() -> list[str]:
-    """Names of the machines that come with graphopt."""
+    """Names of the machines that come with graphopt, the bare arrays included."""
     return sorted(path.stem for path in HERE.glob("*.toml"))
 
 
+def runnable() -> list[str]:
+    """Names of the presets that a model can be compiled for."""
+    return [name for name in presets() if isinstance(load_description(name), Machine)]
+
+
 def load_machine(which: str) -> Machine:
-    """The preset called `which`, or the description in the TOML file at that path.
+    """The machine called `which`, or the one described in the TOML file at that path.
+
+    Raises:
+        UsageError: as `load_description`; or it is a bare array, which runs nothing.
+    """
+    described = load_description(which)
+    if isinstance(described, BareArray):
+        raise UsageError(
+            f"{described.name!r} is a bare array: graphopt npu estimate counts its cycles, but it has no memories to "
+            "run a model from. Add scratchpad, accumulators, vector, dma and memories to its description, or take "
+            "another machine (graphopt npu machines)."
+        )
+    return described
+
+
+def load_description(which: str) -> Machine | BareArray:
+    """The preset called `which`, or the description in the TOML file at that path; without memories a bare array.
 
     Raises:
         UsageError: no such preset or file; not TOML; a key missing, unknown or out of range.
@@ -146,7 +204,9 @@ def load_machine(which: str) -> Machine:
             "or the path of a hardware description (TOML)."
         )
     try:
-        return Machine.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        described = tomllib.loads(path.read_text(encoding="utf-8"))
+        bare = not {"memories", "scratchpad_bytes", "accumulator_bytes", "vector", "dma"} & set(described)
+        return (BareArray if bare else Machine).model_validate(described)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not a TOML file: {error}.") from error
     except pydantic.ValidationError as error:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Npu(Target):
     """A simulated NPU, bit exact and cycle counted; what it can't run is compiled for the CPU (llvm).
 
-    `machine`: a preset (edge, gemmini-16) or the path of a hardware description (TOML).
+    `machine`: a preset (edge, gemmini-16, mobile-4k, tpuv1) or the path of a hardware description (TOML).
     `mcpu`: the CPU for the rest, as in the llvm target.
     """
 
@@ -57,8 +57,8 @@ class Npu(Target):
     def status(cls) -> Mapping[str, Any]:
         """The machines that come with graphopt; the CPU part needs what the llvm target needs."""
         from graphopt.targets.llvm import Llvm
-        from graphopt.targets.npu.machine import load_machine, presets
+        from graphopt.targets.npu.machine import load_machine, runnable
 
         cpu = Llvm.status()
-        machines = {name: load_machine(name).summary for name in presets()}
+        machines = {name: load_machine(name).summary for name in runnable()}
         return {"ready": cpu["ready"], "simulated": True, "machines": machines, "linker": cpu["linker"]}

@@ -56,10 +56,12 @@ def compile(
     seed: int = 0,
     dims: Mapping[str, int] | None = None,
     verify: bool = True,
+    keep_source: bool = False,
 ) -> Executable:
     """Optimise `model`, lower it to `target` (``"llvm{mcpu=native}"``), and give what `load` gives.
 
-    The other arguments are those of `optimize`. Keep the result with ``.save("model.gopt")``.
+    The other arguments are those of `optimize`. Keep the result with ``.save("model.gopt")``; `keep_source` has it
+    hold the weights of both graphs too, not only those that the program runs on.
 
     Raises:
         GraphoptError: see `graphopt.errors`.
@@ -69,7 +71,7 @@ def compile(
     before = open_model(model, dims)
     target = make_target(target) if isinstance(target, str) else target
     result = run_pipeline(before, pipeline, calibration=calibration, seed=seed, verify=verify, target=target)
-    return compile_result(before, result, target, seed=seed)
+    return compile_result(before, result, target, seed=seed, keep_source=keep_source)
 
 
 def export(artifact: str | Path, folder: str | Path, *, name: str = "model") -> dict[str, Any]:
@@ -79,7 +81,7 @@ def export(artifact: str | Path, folder: str | Path, *, name: str = "model") -> 
     was written: the library's path, its bytes, those of the workspace, and the command that builds the example.
 
     Raises:
-        ArtifactError: the artifact can't be read.
+        ArtifactError: the artifact can't be read, or was made without its source.
         LoweringError: its dimensions are open, parts of it need TVM's runtime, or there is no compiler for its CPU.
         UsageError: it was compiled for another target, or the name or folder can't be used.
     """
@@ -94,7 +96,7 @@ def export(artifact: str | Path, folder: str | Path, *, name: str = "model") -> 
     target = make_target(opened.manifest.target)
     if not isinstance(target, Llvm):
         raise UsageError(f"{artifact} was compiled for {target.name}, and only llvm gives a static library.")
-    return write(opened.graph("after"), dataclasses.replace(target, threads=1), Path(folder), name)
+    return write(opened.graph_with_weights("after"), dataclasses.replace(target, threads=1), Path(folder), name)
 
 
 def open_model(model: AnyModel, dims: Mapping[str, int] | None = None) -> ir.Model:
@@ -178,13 +180,19 @@ def build(before: ir.Model, result: Result, target: str | Target, *, seed: int =
 
 
 def compile_result(
-    before: ir.Model, result: Result, target: str | Target, *, seed: int = 0, threads: int | None = None
+    before: ir.Model,
+    result: Result,
+    target: str | Target,
+    *,
+    seed: int = 0,
+    keep_source: bool = False,
+    threads: int | None = None,
 ) -> Executable:
     """What `compile` does once the passes have run."""
     from graphopt import artifact
 
     program, parts = build(before, result, target, seed=seed)
-    return artifact.assemble(program, **parts, threads=threads)
+    return artifact.assemble(program, **parts, keep_source=keep_source, threads=threads)
 
 
 def step_report(step: Step) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def _built(
     if single:
         result = Result(_one_sample(result.model), result.steps)
     program, parts = api.build(before, result, target)
-    artifact.write(path, program, **parts)
+    artifact.write(path, program, **parts, keep_source=True)  # its report shows weights and errors
     built = Built(target, path, path.stat().st_size, None, None, list(program.report.get("notes", [])))
     try:
         executable = artifact.load(path, threads=1)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
+from graphopt.graph.cost import constant
 from graphopt.graph.defaults import own_attributes
 
 Array = np.ndarray[Any, Any]
@@ -117,10 +118,10 @@ def _operator(node: ir.Node, other: ir.Node) -> str:
 
 
 def _input_difference(index: int, old: ir.Value | None, new: ir.Value | None, images: Images) -> Iterator[str]:
-    was, now = constant_array(old), constant_array(new)
+    was, now = (None if value is None else constant(value) for value in (old, new))
     if was is not None and now is not None:
         if was.shape != now.shape or was.dtype != now.dtype:
-            yield f"constant {index} {was.dtype}{list(was.shape)} -> {now.dtype}{list(now.shape)}"
+            yield f"constant {index} {_of(was)} -> {_of(now)}"
         return
     if (was is None) != (now is None) or (old is None) != (new is None):
         yield f"input {index} from {_from(old)} -> {_from(new)}"
@@ -132,6 +133,10 @@ def _input_difference(index: int, old: ir.Value | None, new: ir.Value | None, im
         return
     if producer is None or source is None or source not in images.get(producer, ()):
         yield f"input {index} from {_from(old)} -> {_from(new)}"
+
+
+def _of(tensor: ir.TensorProtocol) -> str:
+    return f"{tensor.dtype.numpy()}{list(tensor.shape.numpy())}"
 
 
 def _is_quantized(value: ir.Value | None) -> bool:

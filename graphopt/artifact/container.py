@@ -2,8 +2,9 @@
 
 Anything that reads zip files can look inside. Beyond plain zip:
 
-1. members are stored (not deflated) in sorted order, each one's data `ALIGNMENT`-aligned in the file, so that
-   tensors can be used where they lie; times and permissions are fixed, so equal content gives equal bytes;
+1. members are in sorted order; ``*.bin`` are stored, each one's data `ALIGNMENT`-aligned in the file, so that
+   tensors can be used where they lie; all others are deflated. Times and permissions are fixed, so equal content
+   gives equal bytes;
 2. ``manifest.json`` comes last and holds the size and SHA-256 of every other member;
 3. the archive's comment is the seal: the SHA-256 of every byte before it. A file with one flipped, lost or
    added byte is refused before anything in it is used.
@@ -18,6 +19,7 @@ import mmap
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import BinaryIO, NamedTuple
 
@@ -26,6 +28,8 @@ from graphopt.errors import ArtifactError
 ALIGNMENT = 64
 """Bytes; what TVM's kernels assume of every tensor, and a cache line."""
 MANIFEST = "manifest.json"
+STORED = ".bin"
+"""How the names of members end that are read where they lie."""
 
 _SEAL = b"graphopt sha256 "
 _SEAL_LENGTH = len(_SEAL) + 64
@@ -51,6 +55,13 @@ class Digest(NamedTuple):
     nbytes: int
 
 
+class _Place(NamedTuple):
+    """The bytes of a member in the file, and if they are deflated, how many they will be."""
+
+    data: memoryview
+    inflated: int | None
+
+
 def content(data: bytes) -> Content:
     """The member that is just `data`."""
     return Content(len(data), lambda: [data])
@@ -58,7 +69,7 @@ def content(data: bytes) -> Content:
 
 def pack(file: BinaryIO, members: Mapping[str, Content], manifest: Callable[[Mapping[str, Digest]], bytes]) -> None:
     """Write `members` and the manifest made from their digests to `file` (empty, seekable, readable), and seal it."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         digests = {name: _append(archive, file, name, members[name]) for name in sorted(members)}
         _append(archive, file, MANIFEST, content(manifest(digests)))
         archive.comment = _SEAL + b"0" * 64
@@ -84,6 +95,7 @@ def _append(archive: zipfile.ZipFile, file: BinaryIO, name: str, member: Content
     info = zipfile.ZipInfo(name, _EPOCH)
     info.create_system = 3
     info.external_attr = 0o644 << 16
+    info.compress_type = zipfile.ZIP_STORED if name.endswith(STORED) else zipfile.ZIP_DEFLATED
     header = _LOCAL_HEADER + len(name.encode()) + _ZIP64_EXTRA * zip64
     gap = -(file.tell() + header + 6) % ALIGNMENT
     info.extra = struct.pack("<HHH", _ALIGNMENT_FIELD, 2 + gap, ALIGNMENT) + bytes(gap)
@@ -134,14 +146,15 @@ class Container:
                 "it was loaded. Copy it again from where it was made, or compile the model again."
             )
 
-    def _locate(self, info: zipfile.ZipInfo) -> memoryview:
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"member {info.filename} is compressed")
+    def _locate(self, info: zipfile.ZipInfo) -> _Place:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"member {info.filename} is compressed in a way that graphopt doesn't use")
         names, extras = struct.unpack_from("<HH", self.data, info.header_offset + 26)
         start = info.header_offset + _LOCAL_HEADER + names + extras
-        if start + info.file_size > len(self.data):
+        if start + info.compress_size > len(self.data):
             raise ValueError(f"member {info.filename} reaches past the end")
-        return self.data[start : start + info.file_size]
+        deflated = info.compress_type == zipfile.ZIP_DEFLATED
+        return _Place(self.data[start : start + info.compress_size], info.file_size if deflated else None)
 
     @property
     def members(self) -> list[str]:
@@ -149,11 +162,20 @@ class Container:
         return list(self._members)
 
     def read(self, member: str) -> memoryview:
-        """The bytes of `member` where they lie in the map.
+        """The bytes of `member`: where they lie in the map if it is stored, else inflated anew.
 
         Raises:
-            ArtifactError: there is no such member.
+            ArtifactError: there is no such member, or it can't be inflated.
         """
         if member not in self._members:
             raise ArtifactError(f"{self.name} has no member {member}; it has {', '.join(self._members)}.")
-        return self._members[member]
+        data, nbytes = self._members[member]
+        if nbytes is None:
+            return data
+        try:
+            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, nbytes + 1)
+        except zlib.error as error:
+            raise ArtifactError(f"{self.name}: member {member} can't be inflated: {error}.") from error
+        if len(inflated) != nbytes:
+            raise ArtifactError(f"{self.name}: member {member} is not of the size that the file says, {nbytes} bytes.")
+        return memoryview(inflated)

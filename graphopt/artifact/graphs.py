@@ -1,8 +1,9 @@
 """The graphs kept in an artifact: ONNX whose larger tensors lie in the artifact's own weight members.
 
-``after.onnx`` shares the program's ``weights.bin`` wherever a tensor is bit for bit a weight of the program;
-what is left goes to ``graphs.bin``. Both are plain ONNX external data: an unzipped `.gopt` is a valid model folder,
-but for tensors of mostly zeros, whose length there is shorter than their shape says (see `zeros`).
+They share the program's ``weights.bin`` wherever a tensor is bit for bit a weight of the program. Other weights are
+left out (`graphopt.graph.absent`), or go to ``graphs.bin`` where the artifact keeps its source: both are plain ONNX
+external data then, and an unzipped `.gopt` is a valid model folder, but for tensors of mostly zeros, whose length there
+is shorter than their shape says (see `zeros`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ from graphopt.artifact.container import Container
 from graphopt.artifact.manifest import TensorSpec, dtype_of
 from graphopt.artifact.store import GRAPH_WEIGHTS, Place, Store, view
 from graphopt.errors import ArtifactError, LoweringError
+from graphopt.graph.absent import is_absent, leave_out, put, tensors
 
 INLINE_BELOW = 1024
 """Bytes under which a tensor stays in the ONNX file: shapes and axes that shape inference reads."""
+KEPT_BELOW = 128
+"""Bytes under which a tensor stays there too when the weights are left out."""
+_INDICES = {
+    *(ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT32, ir.DataType.UINT32, ir.DataType.INT64),
+    *(ir.DataType.UINT64, ir.DataType.BOOL),
+}
+"""Types whose tensors say what a graph does rather than what it has learnt, unless they are dequantized."""
 
 
 def specs(values: list[ir.Value]) -> list[TensorSpec]:
@@ -43,29 +52,39 @@ def _spec(value: ir.Value) -> TensorSpec:
     return TensorSpec(name=value.name, dtype=dtype, shape=shape)
 
 
-def to_bytes(model: ir.Model, stores: Mapping[str, Store]) -> bytes:
+def to_bytes(model: ir.Model, stores: Mapping[str, Store], keep_source: bool) -> bytes:
     """The model as ONNX bytes, its larger initializers referring to `stores` (by member name).
 
-    A tensor that no store holds yet is added to ``graphs.bin``. The model is as it was afterwards.
+    A tensor that no store holds yet is added to ``graphs.bin`` where the source is kept or the tensor is no weight,
+    else left out. The model is as it was afterwards.
     """
     swapped: list[tuple[ir.Value, ir.TensorProtocol]] = []
     try:
-        for graph in model.graphs():
-            for value in graph.initializers.values():
-                tensor = value.const_value
-                if tensor is not None and tensor.nbytes >= INLINE_BELOW and tensor.dtype.bitwidth >= 8:
-                    swapped.append((value, tensor))
-                    value.const_value = _external(value, tensor, stores)
+        for value, tensor in tensors(model):
+            if tensor.nbytes < (INLINE_BELOW if keep_source else KEPT_BELOW) or tensor.dtype == ir.DataType.STRING:
+                continue
+            placed = _placed(value, tensor, stores, keep_source)
+            if placed is not None:
+                swapped.append((value, tensor))
+                put(value, placed)
         return ir.to_proto(model).SerializeToString(deterministic=True)
     finally:
         for value, tensor in swapped:
-            value.const_value = tensor
+            put(value, tensor)
 
 
-def _external(value: ir.Value, tensor: ir.TensorProtocol, stores: Mapping[str, Store]) -> ir.ExternalTensor:
-    digest = hashlib.sha256(tensor.tobytes()).digest()
+def _placed(
+    value: ir.Value, tensor: ir.TensorProtocol, stores: Mapping[str, Store], keep_source: bool
+) -> ir.ExternalTensor | None:
+    """Where the tensor's bytes will lie; None: in the ONNX file."""
+    whole_bytes = tensor.dtype.bitwidth >= 8
+    digest = hashlib.sha256(tensor.tobytes()).digest() if whole_bytes else b""
     found = ((name, store.find(digest)) for name, store in stores.items())
     location, place = next(((n, p) for n, p in found if p is not None), (GRAPH_WEIGHTS, None))
+    if place is None and not keep_source and _is_weight(value, tensor):
+        return leave_out(tensor, tensor.name or value.name or "")
+    if not whole_bytes or tensor.nbytes < INLINE_BELOW:
+        return None
     if place is None:
         place = stores[GRAPH_WEIGHTS].add(tensor.tobytes, tensor.dtype.bitwidth // 8, digest)
     return ir.ExternalTensor(
@@ -74,22 +93,25 @@ def _external(value: ir.Value, tensor: ir.TensorProtocol, stores: Mapping[str, S
         tensor.nbytes if place.encoded is None else place.encoded,
         tensor.dtype,
         shape=ir.Shape(tensor.shape.numpy()),
-        name=value.name or tensor.name or "",
+        name=tensor.name or value.name or "",
     )
 
 
+def _is_weight(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype not in _INDICES or all(node.op_type == "DequantizeLinear" for node in value.consumers())
+
+
 def read(container: Container, member: str) -> ir.Model:
-    """The graph in `member`, its tensors read-only views of the mapped artifact.
+    """The graph in `member`, its tensors read-only views of the mapped artifact; of those left out, only what they are.
 
     Raises:
         ArtifactError: there is no such member, or it refers to what is not there.
     """
     proto = onnx.ModelProto.FromString(bytes(container.read(member)))
     model = ir.from_proto(proto)
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _mapped(container, member, value.const_value)
+    for value, tensor in tensors(model):
+        if isinstance(tensor, ir.ExternalTensor) and not is_absent(tensor):
+            put(value, _mapped(container, member, tensor))
     return model
 
 

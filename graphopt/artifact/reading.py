@@ -89,10 +89,32 @@ class Artifact:
         return bytes(self._container.read(FILES + name))
 
     def graph(self, which: Literal["before", "after"]) -> ir.Model:
-        """The ONNX graph before the passes, or after them (what was compiled)."""
+        """The ONNX graph before the passes, or after them (what was compiled).
+
+        Unless the artifact keeps its source, weights that the program doesn't hold have a type and a shape only
+        (`graphopt.graph.absent`).
+        """
         from graphopt.artifact import graphs
 
         return graphs.read(self._container, f"{which}.onnx")
+
+    def graph_with_weights(self, which: Literal["before", "after"]) -> ir.Model:
+        """Likewise, with every weight.
+
+        Raises:
+            ArtifactError: the artifact was made without its source.
+        """
+        from graphopt.graph.absent import absent
+
+        model = self.graph(which)
+        missing = absent(model)
+        if missing:
+            raise ArtifactError(
+                f"{self.name} holds the weights that its program runs on, and not those of the ONNX graph ({which} the "
+                f"passes: {len(missing)} are missing, such as {missing[0].name}), which this needs: compile with "
+                "--keep-source (keep_source=True in Python), or give the ONNX model."
+            )
+        return model
 
     def save(self, path: str | Path) -> Path:
         """Write the artifact to `path`, whole or not at all; returns the path."""

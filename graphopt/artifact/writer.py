@@ -29,19 +29,27 @@ if TYPE_CHECKING:
 
 
 def write(
-    path: str | Path, program: Program, *, target: str, before: ir.Model, after: ir.Model, report: Mapping[str, Any]
+    path: str | Path,
+    program: Program,
+    *,
+    target: str,
+    before: ir.Model,
+    after: ir.Model,
+    report: Mapping[str, Any],
+    keep_source: bool = False,
 ) -> Path:
     """Write the artifact to `path`, whole or not at all; returns the path.
 
     `target` is the target's spec text, `before` and `after` the graphs around the passes (the signature is
     `after`'s), `report` what the passes said; the target's own report is added to it as ``"target"``.
+    The graphs are kept without the weights that the program doesn't hold, unless `keep_source`.
 
     Raises:
         UsageError: `path` can't be written.
         LoweringError: an input or output is of a type that an artifact can't carry.
     """
     with atomic_write(path) as scratch, open(scratch, "w+b") as file:
-        _write(file, program, target, before, after, report)
+        _write(file, program, target, before, after, report, keep_source)
     return Path(path)
 
 
@@ -52,16 +60,23 @@ def assemble(
     before: ir.Model,
     after: ir.Model,
     report: Mapping[str, Any],
+    keep_source: bool = False,
     threads: int | None = None,
 ) -> Executable:
     """The same artifact, in an unnamed temporary file, loaded: its `save` gives what `write` would have written."""
     with tempfile.TemporaryFile(prefix="graphopt-") as file:
-        _write(file, program, target, before, after, report)
+        _write(file, program, target, before, after, report, keep_source)
         return Executable(file, f"<{after.graph.name or 'model'}>", threads)
 
 
 def _write(
-    file: BinaryIO, program: Program, target: str, before: ir.Model, after: ir.Model, report: Mapping[str, Any]
+    file: BinaryIO,
+    program: Program,
+    target: str,
+    before: ir.Model,
+    after: ir.Model,
+    report: Mapping[str, Any],
+    keep_source: bool,
 ) -> None:
     from graphopt.artifact import graphs
 
@@ -70,8 +85,8 @@ def _write(
     members = {
         LIBRARY: content(program.library),
         REPORT: content(_report(report, program)),
-        "after.onnx": content(graphs.to_bytes(after, stores)),
-        "before.onnx": content(graphs.to_bytes(before, stores)),
+        "after.onnx": content(graphs.to_bytes(after, stores, keep_source)),
+        "before.onnx": content(graphs.to_bytes(before, stores, keep_source)),
         **{name: store.content() for name, store in stores.items()},
         **{FILES + name: content(data) for name, data in program.files.items()},
     }

@@ -31,6 +31,10 @@ def bench(
     input: Annotated[
         Path | None, typer.Option("-i", "--input", help="An .npz with the inputs; default: random.")
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="The ONNX model that the others run; default: the artifact's, without its weights random."),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 3.0,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show what each kernel takes, and compare nothing.")
@@ -48,11 +52,13 @@ def bench(
     if by_node and not profile:
         raise UsageError("--by-node goes with --profile.")
     if profile:
-        if against:
+        if against or source:
             raise UsageError("--profile compares nothing: give either --profile or --against.")
         (_profile_by_node if by_node else _profile)(artifact, threads, input, seconds, json)
         return
-    row = bench_artifact(artifact, against=against or ["onnxruntime"], threads=threads, feeds=input, seconds=seconds)
+    row = bench_artifact(
+        artifact, against=against or ["onnxruntime"], threads=threads, feeds=input, source=source, seconds=seconds
+    )
     if json:
         print_json(row)
     else:
@@ -69,6 +75,8 @@ def _print_comparison(row: dict[str, Any]) -> None:
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
     print_table(["", "median ms", "p10 to p90", "its time / graphopt's"], lines)
     typer.echo(f"{row['rounds']} interleaved rounds, {threads} each; above 1: graphopt is faster")
+    if row["drawn_weights"]:
+        typer.echo("the artifact is without the model's weights: the others ran on random ones (--source model.onnx)")
 
 
 def _profile(artifact: Path, threads: int, input: Path | None, seconds: float, json: bool) -> None:

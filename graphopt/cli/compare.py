@@ -38,7 +38,7 @@ def compare(
 
     if not math.isfinite(threshold_db):
         raise UsageError("--threshold-db takes a number of decibels.")
-    a, b = open_graph(before), open_graph(after)
+    a, b = open_graph(before, runs=True), open_graph(after, runs=True)
     feeds = _feeds(a, inputs, calibration, samples)
     found = run(a, b, feeds, threshold_db=threshold_db, compiled=_compiled(after))
     if json:

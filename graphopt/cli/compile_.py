@@ -27,6 +27,10 @@ def compile_(
     level: o.Level = None,
     preset: o.Preset = None,
     plugin: o.Plugin = None,
+    keep_source: Annotated[
+        bool,
+        typer.Option("--keep-source", help="Keep both graphs' weights too, for graphopt export and compare."),
+    ] = False,
     calibration: o.Calibration = None,
     dim: o.Dims = None,
     seed: o.Seed = 0,
@@ -62,10 +66,11 @@ def compile_(
     result = o.run_chosen(before, choices, machine)
     start = time.perf_counter()
     program, parts = build(before, result, machine, seed=seed)
-    artifact.write(output, program, **parts)
+    artifact.write(output, program, **parts, keep_source=keep_source)
     seconds = time.perf_counter() - start
     if html is not None:
-        write_page(of_artifact(output, feeds=first_batch(calibration, before)), html, quiet=json)
+        evidence = of_artifact(output, feeds=first_batch(calibration, before), graphs=(before, result.model))
+        write_page(evidence, html, quiet=json)
     if json:
         print_json(
             {

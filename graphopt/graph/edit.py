@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from graphopt.graph.absent import is_absent
+
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
@@ -16,17 +18,18 @@ def constant_array(value: ir.Value | None) -> Array | None:
     """The array behind `value` when it is known at compile time, else None.
 
     Known are initializers that no caller can override, and outputs of `Constant` nodes. (`const_value` alone
-    does not tell: onnx-ir also propagates through it.)
+    does not tell: onnx-ir also propagates through it.) Those left out of an artifact are not known.
     """
     if value is None or value.is_graph_input():
         return None
     if value.is_initializer():
-        return None if value.const_value is None else value.const_value.numpy()
+        tensor = value.const_value
+        return None if tensor is None or is_absent(tensor) else tensor.numpy()
     node = value.producer()
     if node is None or node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
         return None
     tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
+    return None if tensor is None or is_absent(tensor) else tensor.numpy()
 
 
 def fresh_name(graph: ir.Graph, hint: str) -> str:

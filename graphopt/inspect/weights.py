@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.absent import is_absent
 from graphopt.graph.cost import constant
 
 Array = np.ndarray[Any, Any]
@@ -43,12 +44,17 @@ class WeightStats:
 
 
 def weight_stats(model: ir.Model) -> list[WeightStats]:
-    """The statistics of every constant of more than one number, in the order in which nodes first read them."""
+    """The statistics of every constant of more than one number, in the order in which nodes first read them.
+
+    Without those that an artifact was made without.
+    """
     found: dict[ir.Value, list[str]] = {}
     for node in model.graph.all_nodes():
         for value in dict.fromkeys(value for value in node.inputs if value is not None):
             tensor = constant(value)
-            if tensor is not None and tensor.size > 1 and tensor.dtype not in _NOT_NUMBERS:
+            if tensor is None or is_absent(tensor):
+                continue
+            if tensor.size > 1 and tensor.dtype not in _NOT_NUMBERS:
                 found.setdefault(value, []).append(node.name or "")
     return [_stats(value, readers) for value, readers in found.items()]
 

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.absent import is_absent
 from graphopt.graph.cost import constant
 from graphopt.graph.defaults import own_attributes
 from graphopt.match.named import kind
@@ -40,7 +41,12 @@ def shapes(node: ir.Node) -> Hashable:
 
 
 def fingerprint(tensor: ir.TensorProtocol) -> int:
-    """A checksum over evenly spread elements: equal for equal tensors, and almost never for others."""
+    """A checksum over evenly spread elements: equal for equal tensors, and almost never for others.
+
+    Those of which only type and shape are known are all equal.
+    """
+    if is_absent(tensor):
+        return 0
     flat = tensor.numpy().reshape(-1)
     return zlib.crc32(np.ascontiguousarray(flat[:: max(1, flat.size // PROBES)]).tobytes())
 

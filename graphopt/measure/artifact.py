@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from graphopt.errors import UsageError
+from graphopt.graph.absent import draw
 from graphopt.measure.latency import Runner, bench
 
 if TYPE_CHECKING:
@@ -21,25 +22,46 @@ def bench_artifact(
     against: Sequence[str] = ("onnxruntime",),
     threads: int = 1,
     feeds: str | Path | None = None,
+    source: str | Path | None = None,
     seconds: float = 3.0,
 ) -> dict[str, Any]:
     """Time the artifact at `path` and each rival in `against` (see `rivals`), with as many threads each.
 
-    The rivals run the model as it was before any pass. `feeds` is an ``.npz`` with the inputs; default: random values,
-    one sample. The row is `compare`'s.
+    The rivals run the model as it was before any pass: `source`, or what the artifact kept of it, with random weights
+    in place of those that it was made without. `feeds` is an ``.npz`` with the inputs; default: random values, one
+    sample. The row is `compare`'s, and ``drawn_weights``: how many of the rivals' weights are random.
 
     Raises:
         ArtifactError: the artifact can't be read or run here.
         DataError: the inputs don't fit.
         UsageError: so many threads can't be had, or no such rival.
-        ModelError: a rival refuses the model.
+        ModelError: a rival refuses the model, or `source` can't be read.
     """
     from graphopt import artifact
     from graphopt.measure.rivals import open_rivals
 
     with artifact.load(path, threads=threads) as program:
-        model = program.graph("before")
-        return compare(program, open_rivals(against, model, threads), artifact_feeds(model, feeds), seconds)
+        model = program.graph("before") if source is None else _bound(source, program)
+        drawn = draw(model)
+        row = compare(program, open_rivals(against, model, threads), artifact_feeds(model, feeds), seconds)
+        return row | {"drawn_weights": drawn}
+
+
+def _bound(source: str | Path, program: Executable) -> ir.Model:
+    """The model at `source`, its open sizes those that `program` was compiled for."""
+    from graphopt.api import open_model
+    from graphopt.graph import bind_dims
+
+    model = open_model(source)
+    known = {spec.name: spec.shape or [] for spec in program.inputs}
+    sizes = {
+        str(dim.value): size
+        for value in model.graph.inputs
+        for dim, size in zip(value.shape or (), known.get(str(value.name), []), strict=False)
+        if not isinstance(dim, int) and isinstance(size, int)
+    }
+    bind_dims(model, sizes)
+    return model
 
 
 def compare(

@@ -50,7 +50,8 @@ def profile_by_node(
     """Profile the artifact at `path` and onnxruntime, with all its optimisations, on the model that it was made from.
 
     They take turns. Nodes that a kernel or an operator of onnxruntime computes together are one row: times can't be
-    told apart within. What onnxruntime made of the model is matched with it as `graphopt diff` does.
+    told apart within. Weights that the artifact was made without are random ones. What onnxruntime made of the model is
+    matched with it as `graphopt diff` does.
 
     Raises:
         ArtifactError: the artifact can't be read or run here.
@@ -59,10 +60,12 @@ def profile_by_node(
         ModelError: onnxruntime refuses the model.
     """
     from graphopt import artifact
+    from graphopt.graph.absent import draw
     from graphopt.measure.artifact import artifact_feeds
 
     with artifact.load(path, threads=threads) as program:
         model = program.graph("before")
+        draw(model)
         arrays = artifact_feeds(model, feeds)
         with ProfiledSession(model, threads) as session:
             runs, whole = watch(program, arrays, seconds, lambda: session.run(arrays))

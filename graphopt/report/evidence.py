@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 RANDOM = "errors are those on random inputs: real ones come from --input FILE.npz, or --calibration with --html"
 UNMEASURED = "nothing was measured for this report (--no-measure)"
+WITHOUT_SOURCE = (
+    "weights and nodes' errors are not shown: the artifact was made without them (graphopt compile --keep-source)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +86,18 @@ def of_result(title: str, before: ir.Model, result: Result, *, feeds: Feeds = No
 
 
 def of_artifact(
-    path: str | Path, *, feeds: Feeds = None, threads: int = 1, seconds: float = 1.0, measure: bool = True
+    path: str | Path,
+    *,
+    feeds: Feeds = None,
+    graphs: tuple[ir.Model, ir.Model] | None = None,
+    threads: int = 1,
+    seconds: float = 1.0,
+    measure: bool = True,
 ) -> Evidence:
     """What the artifact at `path` holds; with `measure`, also kernels' times here and each node's error.
 
-    `feeds`: as `with_errors` takes them; kernels are timed on one random sample unless it is a file. What can't be
-    measured becomes a note.
+    `feeds`: as `with_errors` takes them; kernels are timed on one random sample unless it is a file. `graphs`: those
+    before and after the passes, with their weights, where they are at hand. What can't be measured becomes a note.
 
     Raises:
         ArtifactError: there is no such artifact, or it is damaged.
@@ -97,8 +106,8 @@ def of_artifact(
     from graphopt import artifact
 
     held = artifact.read(path)
-    report, before, after = held.report, held.graph("before"), held.graph("after")
-    files = held.files
+    before, after = graphs or (held.graph("before"), held.graph("after"))
+    report, files = held.report, held.files
     found = Evidence(
         title=Path(path).name,
         before=before,
@@ -135,10 +144,13 @@ def with_errors(found: Evidence, feeds: Feeds = None) -> Evidence:
     `feeds`: an .npz, or arrays by name; default: random ones, within the ranges that quantization saw at calibration.
     """
     from graphopt.compare import compare
+    from graphopt.graph.absent import absent
 
     if found.before is None:
         return found
     notes = [] if feeds is not None else [RANDOM]
+    if absent(found.before) or absent(found.after):
+        return dataclasses.replace(found, notes=[*found.notes, WITHOUT_SOURCE])
     try:
         arrays = _arrays(found.before, found.passes, feeds)
         errors = {one.node: one for one in compare(found.before, found.after, [arrays]).nodes}

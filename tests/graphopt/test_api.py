@@ -33,7 +33,10 @@ def test_the_public_names_are_these():
     ("function", "parameters"),
     [
         (graphopt.optimize, "model, pipeline='', *, calibration=None, seed=0, dims=None, verify=True"),
-        (graphopt.compile, "model, target='llvm', pipeline='', *, calibration=None, seed=0, dims=None, verify=True"),
+        (
+            graphopt.compile,
+            "model, target='llvm', pipeline='', *, calibration=None, seed=0, dims=None, verify=True, keep_source=False",
+        ),
         (graphopt.load, "path, threads=None"),
         (graphopt.export, "artifact, folder, *, name='model'"),
         (graphopt.Executable.run, "self, inputs"),

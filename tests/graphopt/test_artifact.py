@@ -20,6 +20,9 @@ from graphopt.artifact import checks, container
 from graphopt.artifact.manifest import TensorSpec
 from graphopt.base import Program
 from graphopt.errors import ArtifactError, DataError, UsageError
+from graphopt.graph import constant_array
+from graphopt.graph.absent import absent, draw
+from graphopt.graph.cost import cost
 
 
 def dense_relu(weights: dict[str, np.ndarray], dtype: str = "float32") -> Program:
@@ -82,13 +85,27 @@ def path(tmp_path_factory, program, weights):
     before = model_of({"w": weights["w"] * 2, "b": weights["b"]})
     place = tmp_path_factory.mktemp("artifact") / "net.gopt"
     return artifact.write(
-        place, program, target="llvm{mcpu=x}", before=before, after=model_of(weights), report={"passes": ["fold"]}
+        place,
+        program,
+        target="llvm{mcpu=x}",
+        before=before,
+        after=model_of(weights),
+        report={"passes": ["fold"]},
+        keep_source=True,
     )
 
 
 @pytest.fixture(scope="module")
 def net(path):
     return artifact.load(path)
+
+
+@pytest.fixture(scope="module")
+def lean(tmp_path_factory, program, weights):
+    """The same without its source, as is the default."""
+    before = model_of({"w": weights["w"] * 2, "b": weights["b"]})
+    place = tmp_path_factory.mktemp("lean") / "net.gopt"
+    return artifact.write(place, program, target="llvm", before=before, after=model_of(weights), report={})
 
 
 def test_what_runs_is_what_was_written(net, weights):
@@ -143,6 +160,7 @@ def test_the_same_parts_give_the_same_bytes(tmp_path, path, program, weights):
         before=before,
         after=model_of(weights),
         report={"passes": ["fold"]},
+        keep_source=True,
     )
     assert again.read_bytes() == path.read_bytes()
 
@@ -151,7 +169,8 @@ def test_any_zip_tool_reads_it_and_unzipped_graphs_are_valid_models(path, tmp_pa
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         manifest = json.loads(archive.read("manifest.json"))
-        assert {i.compress_type for i in archive.infolist()} == {zipfile.ZIP_STORED}
+        stored = {i.filename for i in archive.infolist() if i.compress_type == zipfile.ZIP_STORED}
+        assert stored == {"weights.bin", "graphs.bin"}
         archive.extractall(tmp_path)
     import hashlib
 
@@ -171,6 +190,57 @@ def test_tensors_the_program_has_are_not_stored_twice(path):
         assert archive.getinfo("weights.bin").file_size == 8 * 64 * 4 + 64 * 4
         assert archive.getinfo("graphs.bin").file_size == 8 * 64 * 4
         assert archive.getinfo("after.onnx").file_size < 1500
+
+
+def test_weights_that_do_not_run_are_left_out(lean, path, weights):
+    """after's w is the program's and comes back; before's w is known by type, shape and statistics only."""
+    with zipfile.ZipFile(lean) as archive:
+        assert archive.getinfo("graphs.bin").file_size == 0
+        assert archive.read("weights.bin") == zipfile.ZipFile(path).read("weights.bin")
+    opened = artifact.load(lean)
+    np.testing.assert_array_equal(
+        opened.graph_with_weights("after").graph.initializers["w"].const_value.numpy(), weights["w"]
+    )
+    before = opened.graph("before")
+    (value,) = absent(before)
+    assert (value.name, str(value.const_value.dtype), list(value.const_value.shape)) == ("w", "FLOAT", [8, 64])
+    assert constant_array(value) is None
+    assert cost(before).parameters == 8 * 64 + 64
+    with pytest.raises(ArtifactError, match=r"before the passes: 1 are missing, such as w.*--keep-source"):
+        opened.graph_with_weights("before")
+    assert draw(before) == 1
+    drawn = value.const_value.numpy()
+    assert drawn.std() == pytest.approx(2 * weights["w"].std(), rel=0.1)
+    assert np.abs(drawn).max() <= 1.001 * np.abs(2 * weights["w"]).max()
+    assert not absent(before)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "float8_e4m3fn", "bfloat16", "float16"])
+def test_weights_of_any_type_are_left_out_and_drawn(program, weights, dtype):
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 7, (64, 64)).astype(getattr(ml_dtypes, dtype, dtype))
+    model = model_of(weights)
+    model.graph.initializers["w"].const_value = ir.tensor(numbers, name="w")
+    made = artifact.assemble(program, target="llvm", before=model, after=model_of(weights), report={})
+    before = made.graph("before")
+    assert draw(before) == 1
+    drawn = before.graph.initializers["w"].const_value.numpy()
+    assert (drawn.dtype, drawn.shape) == (numbers.dtype, numbers.shape)
+    assert 0 <= drawn.astype(np.float32).min() < 1
+    assert 5 < drawn.astype(np.float32).max() <= 6
+
+
+def test_what_a_graph_does_is_kept_without_the_source(program, weights):
+    """Indices are no weights: random ones would be out of range."""
+    model = model_of(weights)
+    rows = ir.tensor(np.arange(500), name="rows")
+    value = ir.Value(name="rows", const_value=rows, shape=ir.Shape([500]), type=ir.TensorType(ir.DataType.INT64))
+    model.graph.register_initializer(value)
+    node = ir.node("Gather", [next(iter(model.graph)).outputs[0], value], name="pick")
+    model.graph.insert_after(next(iter(model.graph)), node)
+    made = artifact.assemble(program, target="llvm", before=model, after=model_of(weights), report={})
+    kept = made.graph("before").graph.initializers["rows"].const_value.numpy()
+    np.testing.assert_array_equal(kept, np.arange(500))
 
 
 def test_graphs_report_and_files_come_back(net, weights):
@@ -196,7 +266,12 @@ def test_writing_leaves_the_graphs_as_they_were(tmp_path, program, weights):
 def test_assembled_in_memory_it_saves_the_same_file(tmp_path, path, program, weights):
     before = model_of({"w": weights["w"] * 2, "b": weights["b"]})
     made = artifact.assemble(
-        program, target="llvm{mcpu=x}", before=before, after=model_of(weights), report={"passes": ["fold"]}
+        program,
+        target="llvm{mcpu=x}",
+        before=before,
+        after=model_of(weights),
+        report={"passes": ["fold"]},
+        keep_source=True,
     )
     made(np.ones((1, 8), np.float32))
     assert made.save(tmp_path / "saved.gopt").read_bytes() == path.read_bytes()
@@ -298,12 +373,12 @@ def test_parts_of_the_file_that_nobody_uses_stay_out_of_memory(tmp_path):
     """Opening verifies all bytes and leaves no page of the map behind."""
     place = tmp_path / "large"
     with open(place, "w+b") as file:
-        container.pack(file, {"a": container.content(bytes(1 << 25))}, lambda _: b"{}")
+        container.pack(file, {"a.bin": container.content(bytes(1 << 25))}, lambda _: b"{}")
         opened = container.Container(file, "large")
     entry = Path("/proc/self/smaps").read_text().split(str(place))[1]
     resident = next(int(line.split()[1]) for line in entry.splitlines() if line.startswith("Rss:"))
     assert resident < 1 << 10  # KiB; the file has 32 MiB
-    assert len(opened.read("a")) == 1 << 25
+    assert len(opened.read("a.bin")) == 1 << 25
 
 
 def test_a_gpu_artifact_without_a_gpu_says_so(tmp_path, program, weights):

@@ -99,6 +99,21 @@ def test_files_that_are_something_else(tmp_path, sound):
         artifact.load(tmp_path / "plain.gopt")
 
 
+@pytest.mark.parametrize("size", [10, 1 << 40])
+def test_a_member_of_another_size_than_it_says(tmp_path, size):
+    """However large the size it claims: no more is inflated than that, and the mistake is named."""
+    place = tmp_path / "odd.gopt"
+    with open(place, "w+b") as file:
+        pack(file, {"a.txt": content(b"x" * 100)}, lambda _: b"{}")
+    odd = opened(place.read_bytes())
+    odd._members["a.txt"] = odd._members["a.txt"]._replace(inflated=size)
+    with pytest.raises(ArtifactError, match="is not of the size"):
+        odd.read("a.txt")
+    odd._members["a.txt"] = odd._members["a.txt"]._replace(data=memoryview(b"\xff" * 20))
+    with pytest.raises(ArtifactError, match="can't be inflated"):
+        odd.read("a.txt")
+
+
 def resealed(tmp_path, change, members=None):
     """A whole file, properly sealed, whose manifest was changed."""
     described = json.loads(bytes(opened(change.pop("base")).read("manifest.json")))
@@ -189,10 +204,10 @@ def test_large_members_are_aligned_and_read_back(tmp_path):
 def test_members_beyond_two_gigabytes_use_zip64(tmp_path, monkeypatch):
     monkeypatch.setattr(container, "_ZIP64_ABOVE", 100)
     with open(tmp_path / "x", "w+b") as file:
-        pack(file, {"big": content(bytes(5000)), "small": content(b"s")}, lambda digests: b"{}")
+        pack(file, {"big.bin": content(bytes(5000)), "small": content(b"s")}, lambda digests: b"{}")
         whole = Container(file, "x")
-    assert bytes(whole.read("big")) == bytes(5000)
-    assert np.frombuffer(whole.read("big"), np.uint8).ctypes.data % 64 == 0
+    assert bytes(whole.read("big.bin")) == bytes(5000)
+    assert np.frombuffer(whole.read("big.bin"), np.uint8).ctypes.data % 64 == 0
     assert bytes(whole.read("small")) == b"s"
 
 

@@ -86,7 +86,7 @@ def test_artifact_of_a_sparse_model_is_a_fraction_and_runs(tmp_path: Path) -> No
             w=w,
         )
         path = tmp_path / "model.gopt"
-        graphopt.compile(model, target="llvm{threads=1}").save(path)
+        graphopt.compile(model, target="llvm{threads=1}", keep_source=True).save(path)
         loaded = graphopt.load(path)
         np.testing.assert_allclose(loaded(x), x @ w, rtol=0, atol=1e-4)
         given_back = graphopt.artifact.read(path).graph("after").graph.initializers["w"].const_value

@@ -15,8 +15,9 @@ def data_of(path: Path) -> dict:
 def test_report_of_an_artifact_times_kernels_and_finds_errors(model: Path, tmp_path: Path, graphopt):
     out, page, other = tmp_path / "m.gopt", tmp_path / "page.html", tmp_path / "compiled.html"
     done = graphopt(
-        "compile", model, "--target", "llvm", "-p", "prune-magnitude{sparsity=0.5}", "-o", out, "--html", other
-    )
+        "compile", model, "--target", "llvm", "-p", "prune-magnitude{sparsity=0.5}", "-o", out, "--html", other,
+        "--keep-source",
+    )  # fmt: skip
     assert done.code == 0, done.err
     assert "compiled.html" in done.out
     done = graphopt("report", out, "-o", page, "--seconds", 0.05, "--json")
@@ -37,6 +38,11 @@ def test_report_of_an_artifact_times_kernels_and_finds_errors(model: Path, tmp_p
 def test_report_without_measuring_says_so(model: Path, tmp_path: Path, graphopt):
     out = tmp_path / "m.gopt"
     assert graphopt("compile", model, "-o", out).code == 0
+    done = graphopt("report", out, "-o", tmp_path / "p.html", "--seconds", 0.05)
+    assert "the artifact was made without them (graphopt compile --keep-source)" in done.err
+    found = data_of(tmp_path / "p.html")
+    assert found["layers"][0][4] > 0  # timed all the same
+    assert not any("e" in item for item in found["items"])
     done = graphopt("report", out, "-o", tmp_path / "p.html", "--no-measure")
     assert done.code == 0, done.err
     assert "nothing was measured" in done.err

@@ -239,6 +239,10 @@ def test_a_compiled_artifact_is_compared_at_its_outputs(
     a = save(digits, tmp_path / "a.onnx")
     np.savez(tmp_path / "x.npz", **feeds[0])
     assert graphopt("compile", a, "--target", "llvm", "-O2", "-o", tmp_path / "a.gopt").code == 0
+    done = graphopt("compare", a, tmp_path / "a.gopt", "-i", tmp_path / "x.npz")
+    assert done.code != 0
+    assert "--keep-source" in done.err
+    assert graphopt("compile", a, "-O2", "-o", tmp_path / "a.gopt", "--keep-source").code == 0
     found = graphopt("compare", a, tmp_path / "a.gopt", "-i", tmp_path / "x.npz", "--json").json
     (output,) = found["outputs"]
     assert output["graph"]["db"] > 100

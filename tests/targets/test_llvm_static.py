@@ -164,6 +164,9 @@ def test_open_dimensions_and_control_flow_are_refused(tmp_path):
 def test_export_of_an_artifact_by_the_command_line(tmp_path):
     save(fixed(), tmp_path / "m.onnx")
     api.compile(tmp_path / "m.onnx").save(tmp_path / "m.gopt")
+    with pytest.raises(ArtifactError, match="--keep-source"):
+        api.export(tmp_path / "m.gopt", tmp_path / "c")
+    api.compile(tmp_path / "m.onnx", keep_source=True).save(tmp_path / "m.gopt")
     done = CliRunner().invoke(app, ["export", str(tmp_path / "m.gopt"), "-o", str(tmp_path / "c"), "--name", "net"])
     assert done.exit_code == 0, done.exception
     assert (tmp_path / "c" / "libnet.a").exists()

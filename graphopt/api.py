@@ -70,7 +70,7 @@ def compile(
 
     before = open_model(model, dims)
     target = make_target(target) if isinstance(target, str) else target
-    result = run_pipeline(before, pipeline, calibration=calibration, seed=seed, verify=verify, target=target)
+    result = run_opened(before, pipeline, calibration=calibration, seed=seed, verify=verify, target=target)
     return compile_result(before, result, target, seed=seed, keep_source=keep_source)
 
 
@@ -128,6 +128,28 @@ def run_pipeline(
 
     `target`: what the result will be compiled for; passes may choose by it.
     """
+    return run_opened(
+        open_model(model, dims),
+        pipeline,
+        calibration=calibration,
+        seed=seed,
+        verify=verify,
+        observers=observers,
+        target=target,
+    )
+
+
+def run_opened(
+    opened: ir.Model,
+    pipeline: AnyPipeline,
+    *,
+    calibration: Source | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    observers: Iterable[Observer] = (),
+    target: Target | None = None,
+) -> Result:
+    """`run_pipeline` on a model in normal form with its dimensions bound; it is not touched."""
     from graphopt.data import open_data
     from graphopt.pipeline import parse_pipeline, run
     from graphopt.pipeline.observers import MeasureMemory, MeasureSize, VerifyStructure
@@ -138,7 +160,6 @@ def run_pipeline(
             raise UsageError(
                 f"a pipeline is text such as 'a,b{{x=1}}', or graphopt.Pass objects, not {type(pass_).__name__!r}."
             )
-    opened = open_model(model, dims)
     batches = None if calibration is None else open_data(calibration, opened)
     context = Context(calibration=batches, seed=seed, target=target)
     checks: list[Observer] = [VerifyStructure(), MeasureMemory(), MeasureSize()]

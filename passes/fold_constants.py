@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
@@ -29,8 +29,6 @@ def fold_constants(model: ir.Model, max_bytes: int) -> Report:
     nothing. Left alone: random operators, quantizers (they mark what is quantized), integer divisions that trap,
     and results larger than both `max_bytes` and the constants they are made of.
     """
-    from onnxscript.optimizer import fold_constants_ir
-
     report = Report()
     allowed: list[ir.Node] = []
     roots = [model.graph, *(function.graph for function in model.functions.values())]
@@ -44,14 +42,10 @@ def fold_constants(model: ir.Model, max_bytes: int) -> Report:
             allowed.append(node)
         return reason is None
 
-    with _quiet(), np.errstate(all="ignore"):
-        fold_constants_ir(
-            model,
-            onnx_shape_inference=True,
-            input_size_limit=sys.maxsize,
-            output_size_limit=sys.maxsize,
-            should_fold=should_fold,
-        )
+    known = all(v.shape is not None and v.type is not None for node in nodes for v in node.outputs)
+    if not known or _fold(model, should_fold, infer=False):  # where shapes are known, to infer is to find the same
+        report.skipped.clear()
+        _fold(model, should_fold, infer=True)
     folded = {node for node in nodes if node.graph is None}
     for node in allowed:
         if node not in folded:
@@ -61,6 +55,21 @@ def fold_constants(model: ir.Model, max_bytes: int) -> Report:
         if node.graph is None:
             report.change(node.name, f"{'folded' if node in folded else 'dropped unread'} {node.op_type}")
     return report
+
+
+def _fold(model: ir.Model, should_fold: Callable[[ir.Node], bool], *, infer: bool) -> bool:
+    """Run onnxscript's folder; whether it changed something."""
+    from onnxscript.optimizer import fold_constants_ir
+
+    with _quiet(), np.errstate(all="ignore"):
+        done = fold_constants_ir(
+            model,
+            onnx_shape_inference=infer,
+            input_size_limit=sys.maxsize,
+            output_size_limit=sys.maxsize,
+            should_fold=should_fold,
+        )
+    return done.modified
 
 
 def _why_not(node: ir.Node, max_bytes: int) -> str | None:

@@ -131,9 +131,9 @@ def run_chosen(model: ir.Model, choices: Choices, target: Target | None = None) 
 
 def run_passes(model: ir.Model, passes: Sequence[Pass], choices: Choices, target: Target | None = None) -> Result:
     """Run `passes` over a model in normal form, with the data and the watchers that were chosen."""
-    from graphopt.api import run_pipeline
+    from graphopt.api import run_opened
 
-    return run_pipeline(
+    return run_opened(
         model,
         passes,
         calibration=choices.calibration,

@@ -7,36 +7,41 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
+from graphopt.graph.skeleton import skeleton_proto
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import onnx
 
 MAX_DEPTH = 32
 """Nesting of subgraphs beyond this is refused: recursion over it would exhaust the stack."""
 
 
-def check(model: ir.Model) -> None:
+def check(model: ir.Model, skeleton: onnx.ModelProto | None = None) -> None:
     """Raise `ModelError` naming the culprit unless `model` is valid ONNX.
 
     onnx's full checker (operators, attributes, order, single assignment), and what it does not look at:
     unique and known opset imports, ownership (every used value is produced in scope), names present.
+    `skeleton`: that of the model as it is now, where the caller needs it too (see `graphopt.graph.skeleton`).
     """
     import onnx
-
-    from graphopt.graph.skeleton import skeleton_proto
 
     if not model.graph.outputs:
         raise ModelError("the graph has no outputs, so it computes nothing.")
     check_depth(model.graph)
     _check_ownership(model)
-    proto = skeleton_proto(model)
-    for output in proto.graph.output:  # the checker wants a shape there; an unknown rank is no fault
-        if output.type.HasField("tensor_type"):
-            output.type.tensor_type.shape.SetInParent()
+    proto = skeleton_proto(model) if skeleton is None else skeleton
+    tensors = [o.type.tensor_type for o in proto.graph.output if o.type.HasField("tensor_type")]
+    unranked = [tensor for tensor in tensors if not tensor.HasField("shape")]
+    for tensor in unranked:  # the checker wants a shape there; an unknown rank is no fault
+        tensor.shape.SetInParent()
     try:
         onnx.checker.check_model(proto, full_check=False)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"not a valid ONNX graph: {' '.join(str(error).split())[:600]}") from error
+    for tensor in unranked:
+        tensor.ClearField("shape")
 
 
 def check_depth(graph: ir.Graph, depth: int = 0) -> None:

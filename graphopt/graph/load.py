@@ -20,6 +20,7 @@ from graphopt.errors import ModelError
 from graphopt.graph.check import check, check_depth
 from graphopt.graph.provenance import mark_sources
 from graphopt.graph.shapes import infer_shapes
+from graphopt.graph.skeleton import skeleton_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -88,9 +89,10 @@ def normalise(model: ir.Model) -> ir.Model:
     _name_open_dims(model)
     _sort(model)
     common.NameFixPass()(model)
-    check(model)
+    skeleton = skeleton_proto(model)
+    check(model, skeleton)
     mark_sources(model)
-    infer_shapes(model)
+    infer_shapes(model, skeleton)
     return model
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.graph.skeleton import skeleton_proto
 
+if TYPE_CHECKING:
+    import onnx
 
-def infer_shapes(model: ir.Model) -> None:
+
+def infer_shapes(model: ir.Model, skeleton: onnx.ModelProto | None = None) -> None:
     """Give every value of `model` its inferred type and shape, in place.
 
     Uses onnx's C++ inference in strict mode with data propagation, over every (sub)graph. Values that it
-    can't tell (custom domains) keep what they had.
+    can't tell (custom domains) keep what they had. `skeleton`: as for `graphopt.graph.check`.
 
     Raises:
         ModelError: an inferred type or shape contradicts the operators or what the model states.
@@ -23,11 +28,11 @@ def infer_shapes(model: ir.Model) -> None:
 
     try:
         inferred = onnx.shape_inference.infer_shapes(
-            skeleton_proto(model), check_type=True, strict_mode=True, data_prop=True
+            skeleton_proto(model) if skeleton is None else skeleton, check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, TypeError) as error:
         raise ModelError(f"the graph's shapes or types contradict each other: {_first_lines(error)}") from error
-    _merge(model, ir.from_proto(inferred))
+    _merge(model.graph, inferred.graph, functools.cache(_read))
 
 
 def bind_dims(model: ir.Model, dims: Mapping[str, int]) -> None:
@@ -62,22 +67,39 @@ def forget_shapes(model: ir.Model) -> None:
                 value.shape = None
 
 
-def _merge(model: ir.Model, inferred: ir.Model) -> None:
-    for graph, twin in zip(model.graphs(), inferred.graphs(), strict=True):
-        known = {value.name: value for value in _values(twin)}
-        for value in _values(graph):
-            other = known.get(value.name)
-            if other is None:
-                continue
-            if other.shape is not None:
-                value.shape = other.shape
-            if other.type is not None:
-                value.type = other.type
+_Read = Callable[[bytes], "tuple[ir.TypeProtocol | None, ir.Shape | None]"]
 
 
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    for node in graph:
-        yield from node.outputs
+def _merge(graph: ir.Graph, inferred: onnx.GraphProto, read: _Read) -> None:
+    """Types and shapes of `inferred`, the proto of the same graph, to the values of `graph` and its subgraphs."""
+    known = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
+    for node, twin in zip(graph, inferred.node, strict=True):
+        for value in node.outputs:
+            proto = known.get(value.name or "")
+            if proto is not None:
+                type_, shape = read(proto.SerializeToString(deterministic=True))
+                value.shape = value.shape if shape is None else shape
+                value.type = value.type if type_ is None else type_
+        for own, other in _subgraphs(node, twin):
+            _merge(own, other, read)
+
+
+def _subgraphs(node: ir.Node, twin: onnx.NodeProto) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
+    for name, attribute in node.attributes.items():
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            proto = next(a for a in twin.attribute if a.name == name)
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield attribute.as_graph(), proto.g
+            else:
+                yield from zip(attribute.as_graphs(), proto.graphs, strict=True)
+
+
+def _read(type_proto: bytes) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
+    """What a serialised TypeProto says; many values say the same, and shapes read so can't be changed in place."""
+    import onnx
+
+    proto = onnx.TypeProto.FromString(type_proto)
+    return ir.serde.deserialize_type_proto_for_type(proto), ir.serde.deserialize_type_proto_for_shape(proto)
 
 
 def _first_lines(error: Exception, lines: int = 3) -> str:

@@ -14,21 +14,24 @@ SMALL = 1024
 
 
 def skeleton_proto(model: ir.Model) -> onnx.ModelProto:
-    """Return `model` as a proto in which initializers above `SMALL` bytes became graph inputs of the same type.
+    """`model` as a proto in which initializers above `SMALL` bytes became graph inputs of the same type.
 
     The model itself is not touched; large tensors are neither copied nor read.
     """
-    clone = model.clone()
-    for name, value in list(clone.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        if tensor.nbytes <= SMALL:
-            continue
-        value.shape = ir.Shape(tensor.shape.numpy())
-        value.dtype = tensor.dtype
-        value.const_value = None
-        del clone.graph.initializers[name]
-        if not value.is_graph_input():
-            clone.graph.inputs.append(value)
-    return ir.to_proto(clone)
+    graph = model.graph
+    large = {v.name: v.const_value for v in graph.initializers.values() if _is_large(v.const_value)}
+    inputs = [v for v in graph.inputs if v.name not in large]
+    inputs += [ir.val(name, dtype=t.dtype, shape=t.shape.numpy()) for name, t in large.items() if t is not None]
+    view = ir.GraphView(
+        inputs,
+        graph.outputs,
+        nodes=graph,
+        initializers=[v for v in graph.initializers.values() if v.name not in large and v.const_value is not None],
+        opset_imports=graph.opset_imports,
+        name=graph.name,
+    )
+    return ir.to_proto(ir.Model(view, ir_version=model.ir_version, functions=list(model.functions.values())))  # pyright: ignore[reportArgumentType]  # a view is documented to do
+
+
+def _is_large(tensor: ir.TensorProtocol | None) -> bool:
+    return tensor is not None and tensor.nbytes > SMALL

@@ -52,6 +52,14 @@ class Observer(Protocol):
         """The pass announced last, or an observer after it, raised `error`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """The graph before a pass: what tells whether it changed, and where its nodes came from."""
+
+    fingerprint: int
+    known: provenance.Snapshot
+
+
 def run(
     model: ir.Model, passes: Sequence[Pass], context: Context | None = None, observers: Iterable[Observer] = ()
 ) -> Result:
@@ -66,11 +74,18 @@ def run(
     model = model.clone()
     observers = list(observers)
     steps: list[Step] = []
+    state = _State(_fingerprint(model), provenance.snapshot(model))
     for index, pass_ in enumerate(passes):
         try:
             for observer in observers:
                 observer.before(model, passes[index:])
-            step = _apply(pass_, model, context or Context())
+            report, seconds = _apply(pass_, model, context or Context())
+            changed = _fingerprint(model) != state.fingerprint
+            if changed:
+                common.NameFixPass()(model)
+                provenance.stamp(model, state.known, pass_.name)
+                state = _State(_fingerprint(model), provenance.snapshot(model))
+            step = Step(pass_, report, changed, seconds)
             for observer in observers:
                 observer.after(model, step)
         except GraphoptError as error:
@@ -81,13 +96,13 @@ def run(
     return Result(model, steps)
 
 
-def _apply(pass_: Pass, model: ir.Model, context: Context) -> Step:
+def _apply(pass_: Pass, model: ir.Model, context: Context) -> tuple[Report, float]:
+    """The pass's report, and the seconds it took."""
     forget_names(model)
-    known = provenance.snapshot(model)
-    fingerprint = _fingerprint(model)
     start = time.perf_counter()
     try:
         report = pass_.apply(model, context)
+        seconds = time.perf_counter() - start
     except GraphoptError:
         raise
     except Exception as error:
@@ -97,10 +112,7 @@ def _apply(pass_: Pass, model: ir.Model, context: Context) -> Step:
         ) from error
     if not isinstance(report, Report):  # pyright: ignore[reportUnnecessaryIsInstance]  # plugins are not type-checked
         raise PassError(f"pass {pass_.name!r} must return a graphopt.Report, not {type(report).__name__}.")
-    seconds = time.perf_counter() - start
-    common.NameFixPass()(model)
-    provenance.stamp(model, known, pass_.name)
-    return Step(pass_, report, _fingerprint(model) != fingerprint, seconds)
+    return report, seconds
 
 
 def _fingerprint(model: ir.Model) -> int:

@@ -45,10 +45,12 @@ class VerifyStructure(Quiet):
         if not step.changed:
             return
         from graphopt.graph import check, infer_shapes
+        from graphopt.graph.skeleton import skeleton_proto
 
+        skeleton = skeleton_proto(model)
         try:
-            check(model)
-            infer_shapes(model)
+            check(model, skeleton)
+            infer_shapes(model, skeleton)
         except ModelError as error:
             raise PassError(f"pass {step.pass_.name!r} left an invalid graph: {error}") from error
         if _signature(model) != self._signature:

@@ -2,14 +2,12 @@
 
 Normal form: valid ONNX; every node named, names unique; initializers are constants, not overridable inputs;
 opset at least `MIN_OPSET`; shapes inferred; nodes in topological order; every node its own provenance.
-External data is memory-mapped, read when used, and may only lie in the model's own folder.
+External data is read when it is used (see `graphopt.graph.external`), and may only lie in the model's own folder.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ from onnx_ir.passes import common
 
 from graphopt.errors import ModelError
 from graphopt.graph.check import check, check_depth
+from graphopt.graph.external import map_external
 from graphopt.graph.provenance import mark_sources
 from graphopt.graph.shapes import infer_shapes
 from graphopt.graph.skeleton import skeleton_proto
@@ -41,7 +40,7 @@ def load(path: str | Path) -> ir.Model:
     path = Path(path)
     proto = _read(path)
     model = _to_ir(proto, str(path))
-    _map_external(model, path)
+    map_external(model, path)
     return normalise(model)
 
 
@@ -56,7 +55,7 @@ def sketch(path: str | Path) -> ir.Model:
     """
     path = Path(path)
     model = _to_ir(_read(path), str(path))
-    _map_external(model, path)
+    map_external(model, path)
     _initializers_to_constants(model)
     _name_open_dims(model)
     _sort(model)
@@ -178,36 +177,3 @@ def _sort(model: ir.Model) -> None:
         raise ModelError(
             f"the graph has a cycle: its nodes can't be put in an order in which each comes after its inputs ({error})."
         ) from error
-
-
-def _map_external(model: ir.Model, path: Path) -> None:
-    """Every tensor in an external file becomes a read-only view of that file, mapped into memory."""
-    folder = path.resolve().parent
-    for name, tensor, replace in _external(model):
-        data = (folder / tensor.location).resolve()
-        if folder not in data.parents:
-            raise ModelError(
-                f"the weights of {name!r} lie outside the model's folder, at {tensor.location!r}: refused."
-            )
-        if not data.is_file():
-            raise ModelError(f"the weights of {name!r} are missing: {path} needs {tensor.location!r} beside it.")
-        if (tensor.offset or 0) + (tensor.length or 0) > data.stat().st_size:
-            raise ModelError(f"the weights of {name!r} are cut short: {tensor.location!r} ends before them.")
-        tensor.base_dir = folder
-        replace(ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name))
-
-
-def _external(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor, Callable[[ir.TensorProtocol], None]]]:
-    """Initializers and attributes that lie outside: a name, the tensor, and how to put another in its place."""
-    for graph in model.graphs():
-        for name, value in graph.initializers.items():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield name, value.const_value, partial(setattr, value, "const_value")
-        for node in graph:
-            for key, attribute in list(node.attributes.items()):
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    yield str(node.outputs[0].name), attribute.value, partial(_set_tensor, node, key)
-
-
-def _set_tensor(node: ir.Node, key: str, tensor: ir.TensorProtocol) -> None:
-    node.attributes[key] = ir.AttrTensor(key, tensor)

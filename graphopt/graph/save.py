@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphopt.atomic import atomic_write
 
-EXTERNAL_ABOVE = 1 << 30
+EXTERNAL_ABOVE = 1 << 29
 """Weight bytes above which they go to `NAME.onnx.data` beside the model."""
 INLINE_BELOW = 1024
 """Bytes under which a tensor stays in the model: shapes and axes that shape inference reads."""
@@ -58,7 +58,7 @@ def _put_outside(model: ir.Model, file: Path, location: str) -> ir.Model:
                     continue
                 offset = -(-data.tell() // ALIGNMENT) * ALIGNMENT
                 data.seek(offset)
-                data.write(tensor.tobytes())
+                tensor.tofile(data)
                 shape = ir.Shape(tensor.shape.numpy())
                 value.const_value = ir.ExternalTensor(
                     location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name

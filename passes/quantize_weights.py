@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -15,9 +16,18 @@ from graphopt.errors import UsageError
 from graphopt.graph import add_constant, constant_array, raise_opset, remove_unused
 from graphopt.passes.quant.arithmetic import quantize_weight
 from graphopt.passes.quant.insert import add_node, dequantize_constant, finish, replace_node
-from graphopt.passes.quant.original import remember
+from graphopt.passes.quant.original import Original, remember
 from graphopt.passes.quant.spec import Dtype, QuantSpec
-from graphopt.passes.weights import find_weight, input_axis, is_weighted, matches, output_axis, weight_array
+from graphopt.passes.weights import (
+    Weight,
+    find_weight,
+    input_axis,
+    is_weighted,
+    matches,
+    output_axis,
+    weight_array,
+    weight_reader,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -64,7 +74,7 @@ class QuantizeWeights(Pass):
             ModelError: 4 bits or blocks are asked for, and the model can't be raised to opset 21.
         """
         report = Report()
-        work: list[tuple[ir.Node, int, Array, QuantSpec]] = []
+        work: list[tuple[ir.Node, int, Callable[[], Array], QuantSpec]] = []
         for node in model.graph:
             if node.op_type != "Gather" and not is_weighted(node):
                 continue
@@ -72,18 +82,18 @@ class QuantizeWeights(Pass):
             if isinstance(found, str):
                 report.skip(node.name, found)
             elif found is not None:
-                work.append((node, *found, self._spec(node, found[1])))
+                work.append((node, found.index, weight_reader(found), self._spec(node, found)))
         if work:
             raise_opset(model, max(spec.opset for *_, spec in work))
         before = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
         made: dict[tuple[Any, ...], ir.Value] = {}
-        for node, index, array, spec in work:
+        for node, index, read, spec in work:
             if node.op_type == "Gather" and spec.dtype in ("int8", "uint8") and spec.block is None:
-                _gather_integers(model.graph, node, array, spec)
+                _gather_integers(model.graph, node, read(), spec)
             else:
                 key = (node.inputs[index], node.op_type in ("Conv", "ConvTranspose", "Gather"), spec)
                 if key not in made:
-                    made[key] = _stored(model.graph, node, index, array, spec)
+                    made[key] = _stored(model.graph, node, index, read, spec)
                 node.replace_input_with(index, made[key])
             blocks = f", a scale per {spec.block}" if spec.block is not None else ""
             report.change(node.name, f"weights in {spec.dtype}{blocks}")
@@ -92,41 +102,43 @@ class QuantizeWeights(Pass):
         report.facts |= {"quantized": len(work), "bytes": [before, after]}
         return report
 
-    def _find(self, node: ir.Node) -> tuple[int, Array] | str | None:
-        """Which input of `node` is its weight, and its value; else why it is left alone, None if it has none."""
+    def _find(self, node: ir.Node) -> Weight | str | None:
+        """The weight of `node`; else why it is left alone, None if it has none."""
         if self.include and not matches(node, self.include):
             return None
         if matches(node, self.exclude):
             return "excluded"
         if node.op_type == "Gather":
-            index, array = 0, constant_array(node.inputs[0])
-            if array is None or array.ndim < 2 or node.attributes.get_int("axis", 0) != 0:
+            table = node.inputs[0]
+            array = constant_array(table)
+            if table is None or array is None or array.ndim < 2 or node.attributes.get_int("axis", 0) != 0:
                 return None
+            weight = Weight(node, 0, table, tuple(range(array.ndim)))
         else:
             weight = find_weight(node)
             if weight is None:
                 return "its weight is computed at run time"
-            index, array = weight.index, weight_array(weight)
+            array = weight_array(weight)
             if array is None:
                 return f"its weight {weight.root.name!r} comes through a Reshape: run fold-constants first"
         if array.dtype != np.float32:
             return None if node.op_type == "Gather" else f"its weight is {array.dtype}; float32 is quantized"
         if array.size < SMALLEST:
             return f"its weight has {array.size} elements, too few to matter"
-        return (index, array) if np.isfinite(array).all() else "its weight is not finite"
+        return weight if np.isfinite(array).all() else "its weight is not finite"
 
-    def _spec(self, node: ir.Node, array: Array) -> QuantSpec:
+    def _spec(self, node: ir.Node, weight: Weight) -> QuantSpec:
         block = self.block or (32 if self.bits == 4 else None)
-        weight = find_weight(node) if is_weighted(node) else None
-        summed = 1 if node.op_type == "Conv" else array.ndim - 1 if weight is None else input_axis(weight)
-        length = 0 if summed is None else math.prod(array.shape[1:]) if node.op_type == "Conv" else array.shape[summed]
+        table, shape = node.op_type == "Gather", weight_reader(weight)().shape
+        summed = len(shape) - 1 if table else input_axis(weight)
+        length = 0 if summed is None else math.prod(shape[1:]) if node.op_type == "Conv" else shape[summed]
         blocked = block is not None and node.op_type != "ConvTranspose" and length >= block
         bits = self.bits if blocked else 8
         symmetric = bits == 8 if self.symmetric is None else self.symmetric
         dtype: Dtype = "float8e4m3fn" if self.float8 else _INTEGERS[bits, symmetric]
         if blocked:
             return QuantSpec(dtype, symmetric, axis=summed, block=block, observer="minmax" if bits == 8 else "mse")
-        return QuantSpec(dtype, symmetric, axis=0 if weight is None else output_axis(weight), observer="minmax")
+        return QuantSpec(dtype, symmetric, axis=0 if table else output_axis(weight), observer="minmax")
 
 
 _INTEGERS: dict[tuple[int, bool], Dtype] = {
@@ -137,19 +149,21 @@ _INTEGERS: dict[tuple[int, bool], Dtype] = {
 }
 
 
-def _stored(graph: ir.Graph, node: ir.Node, index: int, array: Array, spec: QuantSpec) -> ir.Value:
-    """`array` as DequantizeLinear of constants before `node`; a filter's blocks run through its window as well."""
+def _stored(graph: ir.Graph, node: ir.Node, index: int, read: Callable[[], Array], spec: QuantSpec) -> ir.Value:
+    """The array as DequantizeLinear of constants before `node`; a filter's blocks run through its window as well."""
+    array = read()
     shape = array.shape
     windowed = spec.block is not None and array.ndim > 2 and node.op_type == "Conv"
     if windowed:
         array = array.reshape(len(array), -1)
+    flat = array.shape
     q, scale, zero_point = quantize_weight(array, spec)
     hint = str(node.inputs[index].name)  # pyright: ignore[reportOptionalMemberAccess]  # it is the weight
     inputs = [add_constant(graph, f"{hint}_quantized", q), add_constant(graph, f"{hint}_scale", scale)]
     if not spec.symmetric or spec.is_float:
         inputs.append(add_constant(graph, f"{hint}_zero_point", zero_point))
     dequantized = dequantize_constant(graph, node, inputs, hint, spec.axis, spec.block)
-    remember(dequantized, array, spec)
+    remember(dequantized, Original(lambda: read().reshape(flat), spec))
     if not windowed:
         return dequantized
     reshape = ir.node("Reshape", [dequantized, add_constant(graph, f"{hint}_shape", np.array(shape, np.int64))])

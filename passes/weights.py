@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,16 @@ def weight_array(weight: Weight) -> np.ndarray[Any, Any] | None:
     """The operand's value with the Transposes applied; None when a Reshape stands before the root."""
     array = constant_array(weight.root)
     return None if array is None or weight.permutation is None else array.transpose(weight.permutation)
+
+
+def weight_reader(weight: Weight) -> Callable[[], np.ndarray[Any, Any]]:
+    """What reads the operand's value, Transposes applied, also when the weight has left the graph.
+
+    It holds the tensor, which for weights in a file beside the model is not their bytes.
+    """
+    tensor, permutation = ir.convenience.get_const_tensor(weight.root), weight.permutation
+    assert tensor is not None
+    return lambda: tensor.numpy() if permutation is None else tensor.numpy().transpose(permutation)
 
 
 def input_axis(weight: Weight) -> int | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
+
+Array = np.ndarray[Any, Any]
 
 HELD_BELOW = 4096
 """Tensors of fewer bytes are read at once and held: a mapping would cost a page as well."""
@@ -47,7 +49,7 @@ def map_external(model: ir.Model, path: Path) -> None:
             replace(ir.LazyTensor(read, tensor.dtype, shape=tensor.shape, name=tensor.name))
 
 
-def _read(file: BinaryIO, tensor: ir.ExternalTensor) -> ir.Tensor | ir.PackedTensor:
+def _read(file: BinaryIO, tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     """The tensor as a view of the file's pages, or a copy of them where it is small."""
     if tensor.nbytes < HELD_BELOW:
         file.seek(tensor.offset or 0)

@@ -58,7 +58,7 @@ def _put_outside(model: ir.Model, file: Path, location: str) -> ir.Model:
                     continue
                 offset = -(-data.tell() // ALIGNMENT) * ALIGNMENT
                 data.seek(offset)
-                tensor.tofile(data)
+                data.write(tensor.tobytes())
                 shape = ir.Shape(tensor.shape.numpy())
                 value.const_value = ir.ExternalTensor(
                     location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name

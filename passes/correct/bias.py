@@ -11,7 +11,7 @@ from graphopt.graph import add_constant, constant_array, used_once
 from graphopt.passes.batch_norm.reading import is_onnx
 from graphopt.passes.quant.arithmetic import quantize_bias
 from graphopt.passes.quant.insert import quantize_bias_of
-from graphopt.passes.quant.original import KEY, Original, original
+from graphopt.passes.quant.original import KEY, Original, held, original
 
 Array = np.ndarray[Any, Any]
 
@@ -54,16 +54,16 @@ def _bias(node: ir.Node, like: Array) -> tuple[Array | None, Original]:
     """The bias in force and the float one; zeros where there is none."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
-        return np.zeros(like.shape, np.float32), Original(np.zeros(like.shape, np.float32), None)
+        return np.zeros(like.shape, np.float32), held(np.zeros(like.shape, np.float32))
     producer = value.producer()
     if producer is not None and is_onnx(producer, "DequantizeLinear"):
         q, scale = constant_array(producer.inputs[0]), constant_array(producer.inputs[1])
         known = original(producer)
         if q is None or scale is None or known is None:
-            return None, Original(like, None)
+            return None, held(like)
         return q.astype(np.float32) * scale, known
     array = constant_array(value)
-    return array, value.meta.get(KEY, Original(like if array is None else array, None))
+    return array, value.meta.get(KEY, held(like if array is None else array))
 
 
 def _integer_scale(node: ir.Node, channels: int) -> Array | None:
@@ -96,5 +96,5 @@ def _shift_add(graph: ir.Graph, node: ir.Node, shift: Array) -> tuple[Array, boo
         return "a MatMul has no bias, and the Add behind it is not one number per channel"
     after = (array.astype(np.float64) + shift).astype(np.float32)
     add.replace_input_with(index, add_constant(graph, f"{bias.name}_corrected", after))
-    add.inputs[index].meta[KEY] = bias.meta.get(KEY, Original(array, None))  # pyright: ignore[reportOptionalMemberAccess]
+    add.inputs[index].meta[KEY] = bias.meta.get(KEY, held(array))  # pyright: ignore[reportOptionalMemberAccess]
     return after - array, False

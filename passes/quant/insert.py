@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from graphopt.graph import add_constant, constant_array, derive, fresh_name
 from graphopt.passes.quant.arithmetic import least_scale, quantize_bias, quantize_weight
-from graphopt.passes.quant.original import remember
+from graphopt.passes.quant.original import Original, held, remember
 from graphopt.passes.quant.spec import QuantSpec
-from graphopt.passes.weights import find_weight, output_axis, weight_array
+from graphopt.passes.weights import find_weight, output_axis, weight_array, weight_reader
 
 Array = np.ndarray[Any, Any]
 
@@ -81,7 +81,7 @@ class Weights:
             made = add_scale(self._graph, hint, scale, zero_point)
             integers = add_constant(self._graph, f"{hint}_quantized", q)
             dequantize = dequantize_constant(self._graph, node, [integers, made.scale, made.zero_point], hint, axis)
-            remember(dequantize, array, self._spec)
+            remember(dequantize, Original(weight_reader(weight), self._spec))
             self._made[key] = dequantize
         node.replace_input_with(weight.index, self._made[key])
         return scale
@@ -109,7 +109,7 @@ def quantize_bias_of(graph: ir.Graph, node: ir.Node, bias: Array, scale: Array) 
     hint = str(node.inputs[2].name)  # pyright: ignore[reportOptionalMemberAccess]  # it is the bias
     inputs = [add_constant(graph, f"{hint}_quantized", q), add_constant(graph, f"{hint}_scale", scale)]
     dequantized = dequantize_constant(graph, node, inputs, hint, 0)
-    remember(dequantized, bias, None)
+    remember(dequantized, held(bias))
     node.replace_input_with(2, dequantized)
     return True
 

@@ -2,6 +2,7 @@
 
 import importlib
 import mmap
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt import oracle
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph import bind_dims, from_proto, infer_shapes, load, normalise, save, sources
+from graphopt.graph.external import HELD_BELOW
 from graphopt.testing import from_text, op_types
 
 
@@ -130,11 +133,11 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
         load(tmp_path)
 
 
-def external(tmp_path: Path) -> Path:
+def external(tmp_path: Path, size: int = 4) -> Path:
     model = ir.from_proto(
         proto(
             [helper.make_node("Add", ["x", "w"], ["y"])],
-            initializer=[numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")],
+            initializer=[numpy_helper.from_array(np.arange(size, dtype=np.float32).reshape(-1, 4).squeeze(), "w")],
         )
     )
     ir.save(model, tmp_path / "m.onnx", external_data="w.data", size_threshold_bytes=0)
@@ -149,11 +152,45 @@ def is_mapped(array: np.ndarray) -> bool:
 
 
 def test_external_weights_stay_in_their_file(tmp_path: Path):
-    model = load(external(tmp_path))
-    array = model.graph.initializers["w"].const_value.numpy()
+    """And are let go when nobody looks: each reading is a mapping of its own."""
+    tensor = load(external(tmp_path, HELD_BELOW)).graph.initializers["w"].const_value
+    array = tensor.numpy()
     assert is_mapped(array)
     assert not array.flags.writeable
-    np.testing.assert_array_equal(array, np.arange(4))
+    np.testing.assert_array_equal(array.ravel(), np.arange(HELD_BELOW))
+    mapping = weakref.ref(array.base)
+    del array
+    assert mapping() is None
+
+
+def test_weights_stay_those_that_were_loaded_when_their_file_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(importlib.import_module("graphopt.graph.save"), "EXTERNAL_ABOVE", 1)
+    path = save(load(external(tmp_path, HELD_BELOW)), tmp_path / "two.onnx")
+    model = load(path)
+    other = load(path)
+    weights = other.graph.initializers["w"]
+    weights.const_value = ir.Tensor(-weights.const_value.numpy(), name="w")
+    save(other, path)
+    before, after = (m.graph.initializers["w"].const_value.numpy() for m in (model, load(path)))
+    np.testing.assert_array_equal(before.ravel(), np.arange(HELD_BELOW))
+    np.testing.assert_array_equal(after, -before)
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.INT4, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN, ir.DataType.BOOL])
+def test_external_weights_of_every_width_are_read(dtype: ir.DataType, tmp_path: Path):
+    """Two four-bit numbers share a byte in the file."""
+    array = np.resize([0, 1, 1, 0, 1], 3 * HELD_BELOW).astype(dtype.numpy())
+    value = ir.val("w", const_value=ir.Tensor(array, dtype=dtype, name="w"), shape=array.shape, dtype=dtype)
+    cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name="cast")
+    (y,) = cast.outputs
+    y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, ir.Shape(array.shape)
+    graph = ir.Graph([], [y], nodes=[cast], initializers=[value], opset_imports={"": 21}, name="g")
+    ir.save(ir.Model(graph, ir_version=10), tmp_path / "m.onnx", external_data="w.data", size_threshold_bytes=0)
+    tensor = load(tmp_path / "m.onnx").graph.initializers["w"].const_value
+    np.testing.assert_array_equal(tensor.numpy().astype(np.float32), array.astype(np.float32))
+    np.testing.assert_array_equal(oracle.run(load(tmp_path / "m.onnx"), {})["y"], array.astype(np.float32))
 
 
 def test_external_weights_of_constant_nodes_are_found_too(tmp_path: Path):

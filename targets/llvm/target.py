@@ -38,7 +38,7 @@ class Llvm(Target):
     def build(self, model: ir.Model, context: Context) -> Program:
         """Compile `model` for the CPU. Quantized layers run on integers where that is estimated to be faster.
 
-        The report's `integer` has the account of each of them.
+        The report's `integer` has the account of each of them, and `sparse` that of layers with many zeros.
 
         Raises:
             LoweringError: naming each operator that can't be lowered; or no linker.
@@ -63,6 +63,7 @@ class Llvm(Target):
                 "activation_bytes": compiled.workspaces,
                 "choices": {symbol: _described(choice) for symbol, choice in choices.made.items()},
                 "integer": choices.integer,
+                "sparse": choices.sparse,
                 "kernels": {name: dataclasses.asdict(origin) for name, origin in compiled.origins.items()},
             },
         )

@@ -96,7 +96,10 @@ def measure(problem: Problem, candidates: Sequence[Candidate], cpu: Cpu, threads
     library = tvm.compile(module, cpu.tvm_target())
     check_threads(threads)
     limit_threads(threads)
-    calls = [_call(library[name], made) for name, made in functions.items()]
+    calls = [
+        _call(library[name], made, problem.constants(candidate))
+        for candidate, (name, made) in zip(candidates, functions.items(), strict=True)
+    ]
     times: list[list[float]] = [[] for _ in calls]
     running = list(range(len(calls)))
     for call in calls:
@@ -115,8 +118,8 @@ def _quartile(times: Sequence[float]) -> float:
     return sorted(times)[len(times) // 4]
 
 
-def _call(kernel: Callable[..., Any], made: Any) -> Callable[[], float]:
-    """Calls `kernel`, compiled from `made`, on random tensors of its own; gives the seconds it took.
+def _call(kernel: Callable[..., Any], made: Any, constants: Mapping[int, np.ndarray[Any, Any]]) -> Callable[[], float]:
+    """Calls `kernel`, compiled from `made`, on `constants` and random tensors; gives the seconds it took.
 
     An open batch is 1; of other open dimensions (rows of a product) the last is `OPEN`, the rest 1.
     """
@@ -128,8 +131,10 @@ def _call(kernel: Callable[..., Any], made: Any) -> Callable[[], float]:
     sizes = {symbol: 1 if symbol.name == "n" or symbol is not symbols[-1] else OPEN for symbol in symbols}
     shapes = [[int(d) if isinstance(d, tirx.IntImm) else sizes[d] for d in buffer.shape] for buffer in buffers]
     tensors = [
-        tvm.runtime.tensor(rng.standard_normal(shape, np.float32).astype(str(buffer.dtype)))
-        for shape, buffer in zip(shapes, buffers, strict=True)
+        tvm.runtime.tensor(
+            constants[i] if i in constants else rng.standard_normal(shape, np.float32).astype(str(buffer.dtype))
+        )
+        for i, (shape, buffer) in enumerate(zip(shapes, buffers, strict=True))
     ]
 
     def call() -> float:

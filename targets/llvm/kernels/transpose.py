@@ -147,19 +147,37 @@ class _Moves:
 
     def _squares(self, source: Expr, target: Expr, along: int, across: int) -> None:
         step_in, step_out = self.reads[self.inner[1]], self.writes[self.inner[0]]
+        squares(
+            along,
+            across,
+            self.isa.lanes,
+            lambda b, a, n: load(self.x, [source + b * step_in + a], n),
+            lambda a, b, row, n: store(self.y, row, [target + a * step_out + b], n),
+        )
 
-        def column(b: Expr, height: int) -> None:
-            def block(a: Expr, width: int) -> None:
-                side = min(height, width)
-                for down, right in itertools.product(range(0, height, side), range(0, width, side)):
-                    first, start = b + down, a + right
-                    rows = [load(self.x, [source + (first + i) * step_in + start], side) for i in range(side)]
-                    for i, row in enumerate(_turned(rows)):
-                        store(self.y, row, [target + (start + i) * step_out + first], side)
 
-            _over(along, self.isa.lanes, block)
+def squares(
+    along: int,
+    across: int,
+    lanes: int,
+    read: Callable[[Expr, Expr, int], Expr],
+    write: Callable[[Expr, Expr, Expr, int], None],
+) -> None:
+    """Turn `across` rows of `along` elements: ``read(b, a, n)`` gives n elements of row b from a on, and
+    ``write(a, b, row, n)`` takes n elements of the turned row a from b on.
+    """
 
-        _over(across, self.isa.lanes, column)
+    def column(b: Expr, height: int) -> None:
+        def block(a: Expr, width: int) -> None:
+            side = min(height, width)
+            for down, right in itertools.product(range(0, height, side), range(0, width, side)):
+                first, start = b + down, a + right
+                for i, row in enumerate(_turned([read(first + i, start, side) for i in range(side)])):
+                    write(start + i, first, row, side)
+
+        _over(along, lanes, block)
+
+    _over(across, lanes, column)
 
 
 def _over(count: int, lanes: int, body: Callable[[Expr, int], None]) -> None:

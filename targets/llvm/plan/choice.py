@@ -15,13 +15,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from tvm import tirx
 
 from graphopt.targets.llvm.kernels import beside, gemm, line, tile, winograd_line
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa
+from graphopt.targets.llvm.kernels.sparse_pattern import Pattern
 from graphopt.targets.llvm.kernels.winograd_scheme import F2, F4, Scheme, applies, tiles_at_once, traffic
 
 FMAS = 2.0  # vector multiply-adds a cycle: two units
@@ -29,28 +31,35 @@ BYTES = 3.0  # a cycle that one core of a server streams from memory
 EFFICIENCY, WINOGRAD = 0.95, 0.85  # of the direct kernels and of Winograd's products
 TRANSFORM = 0.39  # cycles for each element of a transform, channels in vectors
 
-Algorithm = Literal["depthwise", "gemm", "winograd2", "winograd4", "winograd-line", "line", "direct"]
+Algorithm = Literal["depthwise", "gemm", "winograd2", "winograd4", "winograd-line", "line", "direct", "sparse"]
 SCHEMES: dict[Algorithm, Scheme] = {"winograd2": F2, "winograd4": F4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to compute a problem. `tile`: None where the kernel has no choice of it."""
+    """One way to compute a problem. `tile`: None where the kernel has no choice of it. `pattern`: of a sparse one."""
 
     algorithm: Algorithm
     tile: tile.Shape | None
     cycles: float
+    pattern: Pattern | None = None
 
     def __str__(self) -> str:
+        if self.pattern is not None:
+            return f"{self.algorithm} {self.pattern.tile}x{self.pattern.outputs}"
         return self.algorithm if self.tile is None else f"{self.algorithm} {self.tile.rows}x{self.tile.cols}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What there is to choose from, the best by estimate first; `make(candidate, symbol)` builds a kernel."""
+    """What there is to choose from, the best by estimate first; `make(candidate, symbol)` builds a kernel.
+
+    `constants`: its arguments that it can't be measured without, by their place.
+    """
 
     candidates: Sequence[Candidate]
     make: Callable[[Candidate, str], tirx.PrimFunc]
+    constants: Callable[[Candidate], Mapping[int, np.ndarray[Any, Any]]] = lambda _: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +74,15 @@ class Choice:
 class Choices:
     """`known` choices by the text of the problem; `problems` met and what was `made` of them (by symbol) are noted.
 
-    `integer`: name of a quantized layer -> whether it runs on integers, and why.
+    `integer`: name of a quantized layer -> whether it runs on integers, and why. `sparse`: name of a layer with many
+    zeros -> its kernel, and why.
     """
 
     known: Mapping[str, Choice] = dataclasses.field(default_factory=dict[str, Choice])
     problems: dict[str, Problem] = dataclasses.field(default_factory=dict[str, Problem])
     made: dict[str, Choice] = dataclasses.field(default_factory=dict[str, Choice])
     integer: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    sparse: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
     def choose(self, what: Hashable, problem: Problem) -> Choice:
         """The known choice for `what` (its text says all that matters), else the first candidate."""

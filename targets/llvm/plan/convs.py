@@ -11,10 +11,11 @@ from tvm import tirx
 
 from graphopt.graph import constant_array
 from graphopt.targets.llvm.kernels import beside, conv, depthwise, gemm, line, winograd, winograd_line
+from graphopt.targets.llvm.kernels import sparse as sparse_kernel
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
-from graphopt.targets.llvm.plan import choice
+from graphopt.targets.llvm.plan import choice, sparse
 from graphopt.targets.llvm.plan.choice import Candidate
 from graphopt.targets.llvm.plan.epilogues import Tail
 from graphopt.targets.llvm.plan.kernels import Kernels, call
@@ -109,17 +110,20 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     assert x is not None
     parallel = kernels.threads((c.n, c.oh, c.ow), c.co * c.ci // c.group * math.prod(c.kernel))
     where, read = sources(x, twins) if choice.is_product(c) else ((), [twins.last(x)])
+    dense, layer = choice.convolution(c, kernels.isa), sparse.Layer(c, _oriented(node))
+    candidates = sparse.beside(dense, layer, kernels.isa, parallel)
     problem = choice.Problem(
-        choice.convolution(c, kernels.isa),
+        candidates,
         lambda how, symbol: _make(how, c, where, kernels.isa, tail.epilogue, parallel, symbol),
+        lambda how: sparse.arguments(how, layer),
     )
-    key = (c, tail.epilogue, parallel, where) if where else (c, tail.epilogue, parallel)
+    key = (c, tail.epilogue, parallel, *([where] if where else []), *sparse.patterns(candidates))
     how, symbol = kernels.choose(key, problem, BASES)
-    packed, shift = _weights(node, how, c, kernels)
+    sparse.note(node, how, dense, layer, kernels)
     shape = image(node.outputs[0])
     assert shape is not None
     dims: list[Dim] = [shape.n, c.oh, c.ow, c.co]
-    inputs = [*read, packed, shift]
+    inputs = [*(read if how.pattern is None else [twins.last(x)]), *_weights(node, how, c, kernels)]
     if tail.residual is not None:
         inputs.append(twins.shaped(twins.last(tail.residual), dims, tail.residual))
     called = call(symbol, inputs, dims, tail.last)
@@ -146,18 +150,23 @@ def _make(
             return line.make(c, isa, epilogue, parallel, symbol, how.tile)
         case "winograd-line":
             return winograd_line.make(c, isa, epilogue, parallel, symbol, how.tile)
+        case "sparse":
+            assert how.pattern is not None
+            return sparse_kernel.make(how.pattern, isa, epilogue, parallel, symbol)
         case "direct":
             return conv.direct(c, isa, epilogue, parallel, symbol, how.tile)
         case _:
             return winograd.make(c, isa, epilogue, parallel, symbol, choice.SCHEMES[how.algorithm], how.tile)
 
 
-def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> tuple[ir.Value, ir.Value]:
-    """Weight and bias as the kernel reads them."""
+def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> list[ir.Value]:
+    """Weights and bias as the kernel reads them."""
     weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     assert weight is not None
     w, b = _oriented(node), None if bias is None else constant_array(bias)
     lanes, group = kernels.isa.lanes, c.group
+    if how.pattern is not None:
+        return sparse.constants(how.pattern, weight, w, kernels, bias, np.zeros(c.co, np.float32) if b is None else b)
     p = beside.columns(c, lanes) if how.algorithm in ("direct", "line") else 1
 
     def pack() -> np.ndarray:
@@ -180,6 +189,5 @@ def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> tuple[
     moved = c.strides[1] if p > 1 else 0
     packed = kernels.constant((how.algorithm, weight, lanes, group, p, moved), f"{weight.name}_packed", pack)
     key, repeated = ("bias", bias, c.co, lanes, group, p), None if b is None else np.tile(b, p)
-    return packed, kernels.constant(
-        key, f"{weight.name}_bias", lambda: conv.pack_bias(repeated, c.co * p, lanes, group)
-    )
+    shift = kernels.constant(key, f"{weight.name}_bias", lambda: conv.pack_bias(repeated, c.co * p, lanes, group))
+    return [packed, shift]

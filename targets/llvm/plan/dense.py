@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from tvm import tirx
 
 from graphopt.graph import constant_array
 from graphopt.targets.llvm.kernels import conv, gemm
+from graphopt.targets.llvm.kernels import sparse as sparse_kernel
 from graphopt.targets.llvm.kernels.gemm import Gemm
-from graphopt.targets.llvm.plan import choice
+from graphopt.targets.llvm.plan import choice, sparse
 from graphopt.targets.llvm.plan.epilogues import Tail
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Twins
@@ -44,32 +46,47 @@ def emit(tail: Tail, g: Gemm, kernels: Kernels, twins: Twins) -> ir.Node:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     lanes = kernels.isa.lanes
 
-    def packed() -> np.ndarray:
-        w = constant_array(weight)
-        assert w is not None
-        return gemm.pack(w.T if node.attributes.get_int("transB", 0) else w, lanes)
+    transposed = node.attributes.get_int("transB", 0)
+    array = constant_array(weight)
+    assert array is not None
+    array = array.T if transposed else array
 
     def shift() -> np.ndarray:
         b = np.zeros(g.co, np.float32) if tail.bias is None else tail.bias
         own = None if bias is None else constant_array(bias)
-        return conv.pack_bias(b if own is None else b + own.reshape(-1), g.co, lanes)
+        return np.broadcast_to(b if own is None else b + own.reshape(-1), (g.co,)).astype(np.float32)
 
     added = None if tail.bias is None else node
-    inputs = [
-        twins.first(x),
-        kernels.constant(
-            ("dense", weight, lanes, node.attributes.get_int("transB", 0)), f"{weight.name}_packed", packed
-        ),
-        kernels.constant(("dense bias", bias, added, g.co, lanes), f"{weight.name}_bias", shift),
-    ]
+    parallel = kernels.threads(g.rows, g.k * g.co)
+    dense, layer = choice.product(g, kernels.isa), sparse.of_product(g, array)
+    candidates = dense if layer is None else sparse.beside(dense, layer, kernels.isa, parallel)
+
+    def make(how: choice.Candidate, symbol: str) -> tirx.PrimFunc:
+        if how.pattern is not None:
+            return sparse_kernel.make(how.pattern, kernels.isa, tail.epilogue, parallel, symbol, g.rows)
+        return gemm.make(g, kernels.isa, tail.epilogue, parallel, symbol, how.tile)
+
+    problem = choice.Problem(candidates, make, lambda how: {} if layer is None else sparse.arguments(how, layer))
+    key = (g, tail.epilogue, parallel, *sparse.patterns(candidates))
+    how, symbol = kernels.choose(key, problem, {"gemm": "dense"})
+    if layer is not None:
+        sparse.note(node, how, dense, layer, kernels)
+    if how.pattern is not None and layer is not None:
+        weights = sparse.constants(how.pattern, weight, layer.weight, kernels, (bias, added, transposed), shift())
+    else:
+        weights = [
+            kernels.constant(
+                ("dense", weight, lanes, transposed), f"{weight.name}_packed", lambda: gemm.pack(array, lanes)
+            ),
+            kernels.constant(
+                ("dense bias", bias, added, g.co, lanes),
+                f"{weight.name}_bias",
+                lambda: conv.pack_bias(shift(), g.co, lanes),
+            ),
+        ]
+    inputs = [twins.first(x), *weights]
     if tail.residual is not None:
         inputs.append(twins.first(tail.residual))
-    parallel = kernels.threads(g.rows, g.k * g.co)
-    problem = choice.Problem(
-        choice.product(g, kernels.isa),
-        lambda how, s: gemm.make(g, kernels.isa, tail.epilogue, parallel, s, how.tile),
-    )
-    _, symbol = kernels.choose((g, tail.epilogue, parallel), problem, {"gemm": "dense"})
     shape = tail.value.shape
     assert shape is not None
     called = call(symbol, inputs, list(shape), tail.last)

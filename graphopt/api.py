@@ -57,21 +57,24 @@ def compile(
     dims: Mapping[str, int] | None = None,
     verify: bool = True,
     keep_source: bool = False,
+    fallback: bool = True,
 ) -> Executable:
     """Optimise `model`, lower it to `target` (``"llvm{mcpu=native}"``), and give what `load` gives.
 
     The other arguments are those of `optimize`. Keep the result with ``.save("model.gopt")``; `keep_source` has it
     hold the weights of both graphs too, not only those that the program runs on.
 
+    `fallback`: nodes that the target can't lower run on onnxruntime, inside the same artifact; its report says which.
+
     Raises:
-        GraphoptError: see `graphopt.errors`.
+        GraphoptError: see `graphopt.errors`; `LoweringError` for what can't be lowered without `fallback`.
     """
     from graphopt.pipeline.registry import make_target
 
     before = open_model(model, dims)
     target = make_target(target) if isinstance(target, str) else target
     result = run_opened(before, pipeline, calibration=calibration, seed=seed, verify=verify, target=target)
-    return compile_result(before, result, target, seed=seed, keep_source=keep_source)
+    return compile_result(before, result, target, seed=seed, keep_source=keep_source, fallback=fallback)
 
 
 def export(artifact: str | Path, folder: str | Path, *, name: str = "model") -> dict[str, Any]:
@@ -190,12 +193,15 @@ class Parts(TypedDict):
     report: dict[str, Any]
 
 
-def build(before: ir.Model, result: Result, target: str | Target, *, seed: int = 0) -> tuple[Program, Parts]:
+def build(
+    before: ir.Model, result: Result, target: str | Target, *, seed: int = 0, fallback: bool = True
+) -> tuple[Program, Parts]:
     """Lower the pipeline's result to `target`: the program, and the other parts for `graphopt.artifact.write`."""
+    from graphopt import mixed
     from graphopt.pipeline.registry import make_target, spec_of
 
     target = make_target(target) if isinstance(target, str) else target
-    program = target.build(result.model, Context(seed=seed))
+    program = mixed.build(target, result.model, Context(seed=seed), fallback=fallback)
     report = {"passes": [step_report(step) for step in result.steps], "target": program.report}
     return program, Parts(target=str(spec_of(target)), before=before, after=result.model, report=report)
 
@@ -208,11 +214,12 @@ def compile_result(
     seed: int = 0,
     keep_source: bool = False,
     threads: int | None = None,
+    fallback: bool = True,
 ) -> Executable:
     """What `compile` does once the passes have run."""
     from graphopt import artifact
 
-    program, parts = build(before, result, target, seed=seed)
+    program, parts = build(before, result, target, seed=seed, fallback=fallback)
     return artifact.assemble(program, **parts, keep_source=keep_source, threads=threads)
 
 

@@ -123,6 +123,21 @@ class Pass(abc.ABC):
         """Edit `model` in place and say what was done. The model must be valid ONNX afterwards."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a program that is made of several: a library with a Relax VM executable, or ONNX for onnxruntime.
+
+    `inputs`, `outputs`: names of the model's values that it takes and gives, in order. `weights`: names among the
+    program's weights, in the order they follow the inputs; of ONNX, its initializers of those names are external.
+    """
+
+    runs: Literal["library", "onnxruntime"]
+    data: bytes
+    inputs: list[str]
+    outputs: list[str]
+    weights: list[str]
+
+
 @dataclasses.dataclass
 class Program:
     """What a target's `build` gives to the artifact: host library, weights kept apart, and the call's order.
@@ -133,6 +148,7 @@ class Program:
     `cpu_features`: instruction sets `library` may use, by LLVM's names ("avx2"); a host without one is refused.
     `files`: further members of the artifact by path (cubin, command stream, logs).
     `report`: what the target has to say (JSON-able): nodes offloaded, refused, cycles, what was not run.
+    `parts`: where not one library does it all; they run in this order, and `library` is empty.
     """
 
     library: bytes
@@ -144,6 +160,7 @@ class Program:
     cpu_features: list[str] = dataclasses.field(default_factory=list[str])
     files: dict[str, bytes] = dataclasses.field(default_factory=dict[str, bytes])
     report: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    parts: list[Part] = dataclasses.field(default_factory=list[Part])
 
 
 class Target(abc.ABC):

@@ -5,6 +5,7 @@ A message is one paragraph: what is wrong, the name of the culprit (node, file, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -39,9 +40,16 @@ class PassError(GraphoptError):
 
 
 class LoweringError(GraphoptError):
-    """The model can't be lowered to the target: an operator without a converter, a shape left open."""
+    """The model can't be lowered to the target: an operator without a converter, a shape left open.
+
+    `nodes`: by the names of source nodes, what it is that can't be lowered; empty where that is not known.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, nodes: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.nodes = dict(nodes or {})
 
 
 class ArtifactError(GraphoptError):

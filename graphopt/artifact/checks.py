@@ -13,8 +13,10 @@ from graphopt.errors import DataError
 Array = np.ndarray[Any, Any]
 
 
-def fit(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> list[Array]:
+def fit(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> list[Any]:
     """The feeds as arrays in the order of `inputs`, each of the right dtype, rank and dimensions.
+
+    Sequences are lists of arrays, empty optionals None, and text may come as any array of strings.
 
     A symbolic dimension takes the size it meets first and must have it wherever it stands. Nothing is converted:
     a float64 array for a float32 input is the caller's mistake to mend.
@@ -33,11 +35,19 @@ def fit(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> list[Array]:
     return [_fit(spec, feeds[spec.name], sizes) for spec in inputs]
 
 
-def _fit(spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]) -> Array:
+def _fit(spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]) -> Any:
+    if spec.kind.startswith("optional") and given is None:
+        return None
+    if spec.kind.endswith("sequence"):
+        if not isinstance(given, (list, tuple)):
+            raise DataError(f"input {spec.name!r} expects {spec}, a list of arrays, and got {type(given).__name__}.")
+        return [_fit(TensorSpec(name=spec.name, dtype=spec.dtype, shape=None), item, sizes) for item in given]
     try:
         array = np.asarray(given)
     except (ValueError, TypeError) as error:
         raise DataError(f"input {spec.name!r} expects {spec} and got no array: {error}") from error
+    if spec.dtype == "str" and array.dtype.kind in "US":
+        array = array.astype(object)
     if array.dtype != dtype_of(spec.dtype):
         raise _wrong(spec, array, f"convert it with .astype({spec.dtype!r}) if that is what is meant")
     if spec.shape is None:

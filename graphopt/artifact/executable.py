@@ -16,6 +16,7 @@ import numpy as np
 from graphopt.artifact.checks import fit
 from graphopt.artifact.host import check_host
 from graphopt.artifact.manifest import dtype_of
+from graphopt.artifact.parts import Parts
 from graphopt.artifact.reading import Artifact, open_file
 from graphopt.artifact.runtime import Session
 from graphopt.errors import ArtifactError
@@ -54,14 +55,19 @@ class Executable(Artifact):
         runtime = _RUNTIMES.get(self.manifest.target.partition("{")[0])
         if runtime is not None:
             importlib.import_module(runtime).register()
-        session = Session(self.library, self.manifest.device, self.manifest.entry, threads)
-        session.set_weights(list(self.weights.values()))
-        self._session: Session | None = session
+        self._session: Session | Parts | None
+        if self.manifest.parts:
+            self._session = Parts(self, threads)
+        else:
+            self._session = Session(self.library, self.manifest.device, self.manifest.entry, threads)
+            self._session.set_weights(list(self.weights.values()))
         self._results = [(spec.name, dtype_of(spec.dtype)) for spec in self.outputs]
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Run the model once on named arrays; the arrays returned are the caller's own.
+
+        Where the model has sequences, they are lists of arrays, and an empty optional is None.
 
         Raises:
             DataError: an input is missing, unknown, or of the wrong dtype, rank or size.
@@ -71,9 +77,7 @@ class Executable(Artifact):
             if self._session is None:
                 raise ArtifactError(f"{self.name} was closed: load it again.")
             results = self._session(arrays)
-        return {
-            name: result.astype(dtype, copy=False) for (name, dtype), result in zip(self._results, results, strict=True)
-        }
+        return {name: _of_type(result, dtype) for (name, dtype), result in zip(self._results, results, strict=True)}
 
     def __call__(self, *arrays: Any) -> Any:
         """Run on positional arrays; gives the array where there is one output, else a tuple of them."""
@@ -107,3 +111,8 @@ class Executable(Artifact):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _of_type(result: Any, dtype: np.dtype[Any]) -> Any:
+    """An array as `dtype`; sequences and empty optionals as they are."""
+    return result.astype(dtype, copy=False) if isinstance(result, np.ndarray) else result

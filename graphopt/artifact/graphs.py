@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.artifact.container import Container
-from graphopt.artifact.manifest import TensorSpec, dtype_of
+from graphopt.artifact.manifest import Kind, TensorSpec, dtype_of
 from graphopt.artifact.store import GRAPH_WEIGHTS, Place, Store, view
 from graphopt.errors import ArtifactError, LoweringError
 from graphopt.graph.absent import is_absent, leave_out, put, tensors
@@ -36,7 +36,7 @@ def specs(values: list[ir.Value]) -> list[TensorSpec]:
     """The call's signature for a graph's inputs or outputs.
 
     Raises:
-        LoweringError: one is not a tensor, or of a type that numpy arrays can't carry.
+        LoweringError: one is of a type that numpy arrays can't carry.
     """
     return [_spec(value) for value in values]
 
@@ -45,11 +45,18 @@ def _spec(value: ir.Value) -> TensorSpec:
     if value.dtype is None or value.name is None:
         raise LoweringError(f"{value.name or 'an unnamed input or output'} has no known type: infer shapes first.")
     try:
-        dtype = dtype_of(value.dtype.numpy().name).name
+        dtype = "str" if value.dtype == ir.DataType.STRING else value.dtype.numpy().name
+        dtype_of(dtype)
     except (TypeError, ValueError) as error:
         raise LoweringError(f"{value.name} is of type {value.dtype}, which an artifact can't take or give.") from error
     shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
-    return TensorSpec(name=value.name, dtype=dtype, shape=shape)
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape, kind=_kind(value.type))
+
+
+def _kind(kind: ir.TypeProtocol | None) -> Kind:
+    if isinstance(kind, ir.OptionalType):
+        return "optional sequence" if isinstance(kind.elem_type, ir.SequenceType) else "optional"
+    return "sequence" if isinstance(kind, ir.SequenceType) else "tensor"
 
 
 def to_bytes(model: ir.Model, stores: Mapping[str, Store], keep_source: bool) -> bytes:

@@ -16,23 +16,36 @@ FORMAT = 1
 
 _DTYPES = {
     **{np.dtype(t).name: np.dtype(t) for t in np.typecodes["AllInteger"] + "?efd"},
-    **{t.__name__: np.dtype(t) for t in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)},
+    **{np.dtype(t).name: np.dtype(t) for t in (ml_dtypes.bfloat16, ml_dtypes.int4, ml_dtypes.uint4)},
+    **{
+        np.dtype(t).name: np.dtype(t)
+        for t in (
+            ml_dtypes.float8_e4m3fn,
+            ml_dtypes.float8_e4m3fnuz,
+            ml_dtypes.float8_e5m2,
+            ml_dtypes.float8_e5m2fnuz,
+        )
+    },
+    **{np.dtype(t).name: np.dtype(t) for t in (np.complex64, np.complex128)},
+    "str": np.dtype(object),
 }
 
 
 def dtype_of(name: str) -> np.dtype:
-    """The numpy dtype (ml_dtypes' included) called `name`; ValueError when tensors can't have it."""
+    """The numpy dtype (ml_dtypes' included) called `name`, object for text; ValueError when tensors can't have it."""
     if name not in _DTYPES:
         raise ValueError(f"{name} is not a tensor's dtype; known are {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 
 def _known_dtype(name: str) -> str:
-    return dtype_of(name).name
+    dtype_of(name)
+    return name
 
 
 DType = Annotated[str, AfterValidator(_known_dtype)]
 Dim = NonNegativeInt | str | None
+Kind = Literal["tensor", "sequence", "optional", "optional sequence"]
 
 
 class _Strict(BaseModel):
@@ -42,16 +55,18 @@ class _Strict(BaseModel):
 class TensorSpec(_Strict):
     """An input or output: a dimension is a number, a symbol (equal wherever it stands), or None when unknown.
 
-    `shape` None means that even the rank is unknown.
+    `shape` None means that even the rank is unknown. A sequence is a list of arrays, an optional may be None.
     """
 
     name: str
     dtype: DType
     shape: list[Dim] | None
+    kind: Kind = "tensor"
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
-        return f"{self.dtype}[{dims}]"
+        tensor = f"{self.dtype}[{dims}]"
+        return tensor if self.kind == "tensor" else f"{self.kind} of {tensor}"
 
 
 class WeightSpec(_Strict):
@@ -61,6 +76,16 @@ class WeightSpec(_Strict):
     shape: list[NonNegativeInt]
     offset: NonNegativeInt
     encoded: NonNegativeInt | None = None
+
+
+class PartSpec(_Strict):
+    """A part of the program, where it is made of several; see `graphopt.base.Part`. `member` holds its data."""
+
+    runs: Literal["library", "onnxruntime"]
+    member: str
+    inputs: list[str]
+    outputs: list[str]
+    weights: list[str]
 
 
 class MemberSpec(_Strict):
@@ -79,7 +104,7 @@ class Versions(_Strict):
 
 
 class Manifest(_Strict):
-    """The manifest. `weights` follow the inputs in the call of `entry`, in this order."""
+    """The manifest. `weights` follow the inputs in the call of `entry`, in this order. `parts`: see `PartSpec`."""
 
     format: Literal[1]
     versions: Versions
@@ -93,6 +118,7 @@ class Manifest(_Strict):
     outputs: list[TensorSpec]
     weights: dict[str, WeightSpec]
     members: dict[str, MemberSpec]
+    parts: list[PartSpec] = []
 
 
 class _Format(BaseModel):

@@ -79,6 +79,10 @@ class Artifact:
         """The bytes of the compiled shared library."""
         return self._container.read(LIBRARY)
 
+    def member(self, name: str) -> memoryview:
+        """The bytes of a member that the manifest names, where they lie in the map."""
+        return self._container.read(name)
+
     @property
     def files(self) -> list[str]:
         """Further files the target left (kernels, logs, command streams), for `read_file`."""

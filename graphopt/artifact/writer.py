@@ -17,7 +17,7 @@ from graphopt.artifact import manifest
 from graphopt.artifact.container import Digest, content, pack
 from graphopt.artifact.executable import Executable
 from graphopt.artifact.host import instruction_sets, machine_of
-from graphopt.artifact.manifest import Manifest, MemberSpec, TensorSpec, WeightSpec
+from graphopt.artifact.manifest import Manifest, MemberSpec, PartSpec, TensorSpec, WeightSpec
 from graphopt.artifact.reading import FILES, LIBRARY, REPORT
 from graphopt.artifact.store import GRAPH_WEIGHTS, WEIGHTS, Store, raw
 from graphopt.atomic import atomic_write
@@ -82,12 +82,23 @@ def _write(
 
     stores = {WEIGHTS: Store(), GRAPH_WEIGHTS: Store()}
     weights = {name: _weight(array, stores[WEIGHTS]) for name, array in program.weights.items()}
+    parts = [
+        PartSpec(
+            runs=part.runs,
+            member=f"parts/{index:03d}{'.so' if part.runs == 'library' else '.onnx'}",
+            inputs=part.inputs,
+            outputs=part.outputs,
+            weights=part.weights,
+        )
+        for index, part in enumerate(program.parts)
+    ]
     members = {
-        LIBRARY: content(program.library),
+        **({} if parts else {LIBRARY: content(program.library)}),
         REPORT: content(_report(report, program)),
         "after.onnx": content(graphs.to_bytes(after, stores, keep_source)),
         "before.onnx": content(graphs.to_bytes(before, stores, keep_source)),
         **{name: store.content() for name, store in stores.items()},
+        **{part.member: content(data.data) for part, data in zip(parts, program.parts, strict=True)},
         **{FILES + name: content(data) for name, data in program.files.items()},
     }
     described = Manifest(
@@ -96,13 +107,14 @@ def _write(
         target=target,
         device=program.device,
         system=sys.platform,
-        machine=machine_of(program.library),
+        machine=machine_of(next((part.data for part in program.parts if part.runs == "library"), program.library)),
         cpu_features=instruction_sets(program.cpu_features),
         entry=program.entry,
         inputs=_ordered(graphs.specs(list(after.graph.inputs)), program.inputs),
         outputs=_ordered(graphs.specs(list(after.graph.outputs)), program.outputs),
         weights=weights,
         members={},
+        parts=parts,
     )
 
     def with_digests(digests: Mapping[str, Digest]) -> bytes:

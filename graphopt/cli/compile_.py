@@ -41,6 +41,9 @@ def compile_(
     bisect_limit: o.BisectLimit = None,
     reproducer: o.Reproducer = None,
     html: o.Html = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback/--no-fallback", help="Run what can't be lowered on onnxruntime, and say so.")
+    ] = True,
     json: o.Json = False,
 ) -> None:
     """Run passes over a model, lower it to a target and write one file that runs there. Without a pipeline: -O2."""
@@ -65,7 +68,7 @@ def compile_(
     before = open_model(model, o.chosen_dims(dim))
     result = o.run_chosen(before, choices, machine)
     start = time.perf_counter()
-    program, parts = build(before, result, machine, seed=seed)
+    program, parts = build(before, result, machine, seed=seed, fallback=fallback)
     artifact.write(output, program, **parts, keep_source=keep_source)
     seconds = time.perf_counter() - start
     if html is not None:

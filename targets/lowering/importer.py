@@ -18,7 +18,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 from graphopt.errors import LoweringError
 from graphopt.targets.lowering.origins import Origin, origin
 from graphopt.targets.lowering.shape_chains import MAX_ELEMENTS
-from graphopt.targets.lowering.support import EXTERNAL, explain
+from graphopt.targets.lowering.support import EXTERNAL, explain, refusal
 
 
 def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[Any, Any]], dict[str, Origin]]:
@@ -36,10 +36,12 @@ def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[An
         try:
             module = importer.from_onnx(ir.to_proto(model).graph, model.opset_imports[""])  # pyright: ignore[reportArgumentType]
         except Exception as error:
-            failures = importer.failures or {f"the graph as a whole ({_first_line(error)})": [str(model.graph.name)]}
-            raise LoweringError(explain(failures, model)) from error
+            if importer.failures:
+                raise refusal(importer.failures, model) from error
+            whole = {f"the graph as a whole ({_first_line(error)})": [str(model.graph.name)]}
+            raise LoweringError(explain(whole, model)) from error
     if importer.failures:
-        raise LoweringError(explain(importer.failures, model))
+        raise refusal(importer.failures, model)
     module, params = detach_params(module)
     for binding in (binding for block in module["main"].body.blocks for binding in block.bindings):
         if isinstance(binding.value, relax.Var) and binding.value.name in importer.sources:  # the model's only output
@@ -52,12 +54,12 @@ def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[An
 class _Importer(ONNXGraphImporter):
     """Records failures instead of stopping at the first one, and names variables after ONNX nodes.
 
-    `failures`: operator and reason -> names of nodes. `sources`: variable -> what it comes from.
+    `failures`: operator and reason -> nodes. `sources`: variable -> what it comes from.
     """
 
     def __init__(self, model: ir.Model) -> None:
         super().__init__({}, {}, keep_params_in_input=True, sanitize=False)
-        self.failures: dict[str, list[str]] = {}
+        self.failures: dict[str, list[ir.Node]] = {}
         self.sources: dict[str, Origin] = {}
         self._onnx_nodes = {node.name: node for node in model.graph.all_nodes()}
 
@@ -82,7 +84,7 @@ class _Importer(ONNXGraphImporter):
                 result = super()._convert_operator(op_name, inputs, attrs, opset)
         except Exception as error:
             if not (self.failures and any(map(_of_unknown_rank, inputs))):  # not a consequence of an earlier one
-                self.failures.setdefault(f"{op_name} ({_first_line(error)})", []).append(str(node.name))
+                self.failures.setdefault(f"{op_name} ({_first_line(error)})", []).append(node)
             placeholders = [self._placeholder(value) for value in node.outputs]
             return placeholders[0] if len(placeholders) == 1 else relax.Tuple(tuple(placeholders))
         if isinstance(result, relax.Call):

@@ -1,4 +1,4 @@
-"""ONNX -> Relax, in six steps: canonicalise, expand what is left of integer operators, check, name, import, drop."""
+"""ONNX -> Relax: refuse, canonicalise, expand what is left of integer operators, check, name, import, drop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.targets.lowering.canonical import canonicalise
 from graphopt.targets.lowering.integer_ops import expand_integer_ops
 from graphopt.targets.lowering.names import to_identifiers
-from graphopt.targets.lowering.support import refuse_unsupported
+from graphopt.targets.lowering.support import refuse_other_values, refuse_unsupported
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +50,7 @@ def lower(model: ir.Model, plan: Callable[[ir.Model], object] | None = None) -> 
     """
     from graphopt.targets.lowering.importer import import_graph
 
+    refuse_other_values(model)
     model = canonicalise(model.clone())
     if plan is not None:
         plan(model)

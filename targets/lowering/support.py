@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import LoweringError
+from graphopt.graph import provenance
 
 # Converters named after operators of onnxruntime's domain; the same names in ONNX's own domain mean other operators.
 MICROSOFT = frozenset(
@@ -55,16 +56,43 @@ def has_converter(domain: str, op_type: str) -> bool:
     return op_type in {"If", "Constant"} or op_type in _get_convert_map()
 
 
+def refuse_other_values(model: ir.Model) -> None:
+    """Raise one `LoweringError` that names every node that has to do with anything but tensors of numbers."""
+    reasons: dict[str, list[ir.Node]] = {}
+    for node in model.graph.all_nodes():
+        what = next(filter(None, map(_other, [*node.inputs, *node.outputs])), None)
+        if what:
+            reasons.setdefault(f"{node.op_type} ({what})", []).append(node)
+    if reasons:
+        raise refusal(reasons, model)
+
+
+def _other(value: ir.Value | None) -> str | None:
+    if value is None or not value.name:
+        return None
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        return f"of type {type(value.type).__name__.removesuffix('Type').lower()}"
+    return "of text" if value.dtype == ir.DataType.STRING else None
+
+
 def refuse_unsupported(model: ir.Model) -> None:
     """Raise one `LoweringError` that names every operator and node the importer can't be trusted with."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, list[ir.Node]] = {}
     for node in model.graph.all_nodes():
         reason = _refusal(node)
         if reason:
             operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            reasons.setdefault(f"{operator} ({reason})", []).append(node.name or "<unnamed>")
+            reasons.setdefault(f"{operator} ({reason})", []).append(node)
     if reasons:
-        raise LoweringError(explain(reasons, model))
+        raise refusal(reasons, model)
+
+
+def refusal(reasons: dict[str, list[ir.Node]], model: ir.Model) -> LoweringError:
+    """The error for nodes that can't be lowered. It names their sources too, unless those of one are not known."""
+    blamed = {name: what for what, nodes in reasons.items() for node in nodes for name in provenance.sources(node)}
+    known = all(provenance.sources(node) for nodes in reasons.values() for node in nodes)
+    names = {what: [node.name or "<unnamed>" for node in nodes] for what, nodes in reasons.items()}
+    return LoweringError(explain(names, model), blamed if known else {})
 
 
 def explain(reasons: dict[str, list[str]], model: ir.Model) -> str:

@@ -35,7 +35,8 @@ def test_the_public_names_are_these():
         (graphopt.optimize, "model, pipeline='', *, calibration=None, seed=0, dims=None, verify=True"),
         (
             graphopt.compile,
-            "model, target='llvm', pipeline='', *, calibration=None, seed=0, dims=None, verify=True, keep_source=False",
+            "model, target='llvm', pipeline='', *, calibration=None, seed=0, dims=None, verify=True, keep_source=False"
+            ", fallback=True",
         ),
         (graphopt.load, "path, threads=None"),
         (graphopt.export, "artifact, folder, *, name='model'"),

@@ -45,6 +45,14 @@ def quantize(
     recipe: o.Recipe = None,
     preset: o.Preset = None,
     calibration: o.Calibration = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="Compile and time each mixture for this target, such as llvm; default: times are estimated.",
+            rich_help_panel=KEPT,
+        ),
+    ] = None,
     dim: o.Dims = None,
     seed: o.Seed = 0,
     samples: Samples = 32,
@@ -57,7 +65,11 @@ def quantize(
     from graphopt.base import Context
     from graphopt.cli.show import print_json
     from graphopt.data import open_data
+    from graphopt.measure.mixed import OnTarget
+    from graphopt.passes.correct.walk import sample
     from graphopt.passes.precision import search
+    from graphopt.passes.precision.cost import estimate
+    from graphopt.pipeline import make_target
 
     check_writable(output)
     if calibration is None:
@@ -66,24 +78,30 @@ def quantize(
     passes = o.chosen_passes(o.Choices(pipeline=pipeline, recipe=recipe, preset=preset))
     opened = open_model(model, o.chosen_dims(dim))
     kept = evaluation_of(evaluation, opened, metric, labels)
-    context = Context(calibration=open_data(calibration, opened), seed=seed)
+    machine = None if target is None else make_target(target)
+    batches = open_data(calibration, opened)
+    context = Context(calibration=batches, seed=seed, target=machine)
+    timer = None if machine is None else OnTarget(machine, sample(batches, 1)[0])
     found = search(
         opened,
         passes,
         context,
         lambda candidate: measure.evaluate(oracle.Session(candidate).run, kept),
         max_drop,
+        time=estimate if timer is None else timer.time,
+        gains=None if timer is None else timer.gains,
         samples=samples,
     )
     graph.save(found.model, output)
     if json:
-        print_json({"input": str(model), "output": str(output), "metric": kept.metric, "n": kept.n, **found.report()})
+        about = {"input": str(model), "output": str(output), "metric": kept.metric, "n": kept.n, "target": target}
+        print_json(about | found.report())
     else:
-        _print(found, kept, max_drop)
+        _print(found, kept, max_drop, measured=timer is not None)
         typer.echo(f"wrote {output}")
 
 
-def _print(found: Search, kept: Evaluation, max_drop: float) -> None:
+def _print(found: Search, kept: Evaluation, max_drop: float, *, measured: bool) -> None:
     from graphopt.cli.show import print_table
 
     rows = [
@@ -97,7 +115,9 @@ def _print(found: Search, kept: Evaluation, max_drop: float) -> None:
         for point in sorted(found.frontier, key=lambda p: p.time)
     ]
     rows.append(["" if found.chosen else "chosen", "all", f"{found.float_metric:.4f}", "1.00", ""])
-    print_table(["", "float nodes", kept.metric, "time (estimate)", "which"], rows)
+    print_table(["", "float nodes", kept.metric, "time (measured)" if measured else "time (estimate)", "which"], rows)
     if found.chosen is None:
-        typer.echo(f"no mixture stays within {max_drop:g} of the float model: it stays float.")
+        kept_it = any(point.metric >= found.float_metric - max_drop - 1e-9 for point in found.frontier)
+        why = "is faster than the float model" if kept_it else f"stays within {max_drop:g} of the float model"
+        typer.echo(f"no mixture {why}: it stays float.")
     typer.echo(f"{kept.metric} on {kept.n} samples. To repeat: -p '{found.report()['pipeline']}'")

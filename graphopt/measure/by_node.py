@@ -70,7 +70,7 @@ def profile_by_node(
         with ProfiledSession(model, threads) as session:
             runs, whole = watch(program, arrays, seconds, lambda: session.run(arrays))
             theirs = session.times()
-        ours = _ours(program, runs)
+        ours = by_call(program, runs)
     order = [str(node.name) for node in model.graph.all_nodes()]
     return _joined(order, ours, theirs, median(whole), threads)
 
@@ -79,7 +79,8 @@ Timed = Sequence[tuple[frozenset[str], float, str]]
 """Nodes, milliseconds and the name of what computes them."""
 
 
-def _ours(program: Executable, runs: Sequence[Run]) -> Timed:
+def by_call(program: Executable, runs: Sequence[Run]) -> Timed:
+    """Source nodes, milliseconds and name of what `program` called in `runs`: of each call where that is known."""
     known = kernels(program.report)
     found: list[tuple[frozenset[str], float, str]] = []
     for name in runs[0].seconds:

@@ -18,6 +18,7 @@ from graphopt.passes.precision.sensitivity import Noise, sensitivity
 from graphopt.passes.weights import is_weighted
 from graphopt.pipeline import run
 
+Gains = Callable[[ir.Model, ir.Model, Sequence[str]], Mapping[str, float]]
 RETURNS = 8
 """How many nodes are tried anew as integers once enough are float."""
 
@@ -35,9 +36,9 @@ class Point:
 
 @dataclasses.dataclass
 class Search:
-    """`frontier`: every assignment that was measured, in order. `chosen`: the fastest within the drop, None if only
-    the float model is. `passes`: the pipeline that gives it, `model`: its result. `slower`: nodes left float from
-    the start, because their integer form would be slower.
+    """`frontier`: every assignment that was measured, in order. `chosen`: the fastest within the drop, None if that
+    is the float model. `passes`: the pipeline that gives it, `model`: its result. `won`: the time that each node's
+    integer form wins; `slower`: nodes left float because it would lose.
     """
 
     float_metric: float
@@ -47,6 +48,7 @@ class Search:
     model: ir.Model
     noises: list[Noise]
     slower: list[str]
+    won: Mapping[str, float]
 
     def report(self) -> dict[str, Any]:
         """JSON-able."""
@@ -59,6 +61,7 @@ class Search:
             "pipeline": ",".join(str(spec_of(p)) for p in self.passes),
             "sensitivity": [dataclasses.asdict(noise) for noise in self.noises],
             "slower": self.slower,
+            "won": dict(self.won),
         }
 
 
@@ -69,14 +72,17 @@ def search(
     measure: Callable[[ir.Model], float],
     max_drop: float,
     time: Callable[[ir.Model], float] = estimate,
+    gains: Gains | None = None,
     samples: int = 32,
 ) -> Search:
     """The fastest choice of nodes to leave float such that ``measure`` falls by at most `max_drop`.
 
-    1. Nodes whose float form is the faster one by `time` stay float.
+    1. All nodes are integers; then those whose float form is the faster one are float, and stay so unless that was the
+       slower model.
     2. The others are ordered by noise at the model's outputs per time won, ``10^(-dB / 10) / (t_float - t_int8)``,
        worst first, and the smallest number of them that has to be float is found by bisection.
     3. The cheapest of those are tried as integers again, one after the other.
+    4. Of what was measured and keeps the metric, the fastest is chosen; the float model where none is faster than it.
 
     Args:
         model: in normal form; left as it is.
@@ -84,7 +90,9 @@ def search(
         context: with calibration data, which should be other data than `measure` uses.
         measure: the metric of a model; larger is better.
         max_drop: absolute.
-        time: an estimate for a model with Q/DQ pairs, in any unit.
+        time: of a model with Q/DQ pairs, in any unit; an estimate or measured (`graphopt.measure.mixed`).
+        gains: of the quantized model, its float twin and names of nodes, the time that each one's integer form wins;
+            default: the difference in `time` when it alone is float.
         samples: how many samples of the calibration data the noise is measured on.
 
     Raises:
@@ -101,7 +109,8 @@ def search(
     whole = time(twin)
     batches = context.needs_calibration("mixed precision")
     noises = sensitivity(quantized, batches, samples, "mixed precision")
-    won = _won(quantized, [n.node for n in noises if _weighted(quantized, n.node)], time)
+    candidates = [n.node for n in noises if _weighted(quantized, n.node)]
+    won = _won(quantized, candidates, time) if gains is None else gains(quantized, twin, candidates)
     slower = [name for name, gain in won.items() if gain <= 0]
     order = sorted((n for n in noises if won.get(n.node, 0) > 0), key=lambda n: -(10 ** (-n.output / 10)) / won[n.node])
     names = [n.node for n in order]
@@ -110,29 +119,36 @@ def search(
 
     def attempt(floats: Sequence[str]) -> bool:
         nonlocal best
-        chosen = _excluding(passes, where, [*slower, *floats])
+        chosen = _excluding(passes, where, floats)
         result = run(model, chosen, context).model
-        point = Point((*slower, *floats), measure(result), time(result) / whole if whole else 1.0)
+        point = Point(tuple(floats), measure(result), time(result) / whole if whole else 1.0)
         frontier.append(point)
         kept = point.metric >= base - max_drop - 1e-9
         if kept and (best is None or point.time < best[0].time):
             best = point, chosen, result
         return kept
 
-    if not attempt([]):
+    kept = attempt([])
+    if slower:
+        kept_without = attempt(slower)
+        if frontier[1].time <= frontier[0].time or kept_without > kept:
+            kept = kept_without
+        else:
+            slower = []
+    if not kept:
         low, high = 0, len(names)  # `low` floats are too few; `high` leave no integers to do harm
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if attempt(names[:middle]) else (middle, high)
+            low, high = (low, middle) if attempt([*slower, *names[:middle]]) else (middle, high)
         floats = names[:high]
         for name in sorted(floats[:-1], key=lambda n: -won[n])[:RETURNS] if best is not None else ():
             fewer = [n for n in floats if n != name]
-            if attempt(fewer):
+            if attempt([*slower, *fewer]):
                 floats = fewer
-    if best is None:
+    if best is None or best[0].time >= 1.0:
         without = [p for i, p in enumerate(passes) if i not in where]
-        return Search(base, frontier, None, without, twin, noises, slower)
-    return Search(base, frontier, best[0], best[1], best[2], noises, slower)
+        return Search(base, frontier, None, without, twin, noises, slower, won)
+    return Search(base, frontier, best[0], best[1], best[2], noises, slower, won)
 
 
 def _weighted(model: ir.Model, name: str) -> bool:

@@ -29,7 +29,18 @@ def test_a_row_and_the_results_file(tmp_path):
     assert 0 < row["size_ratio"] < 0.4
     assert row["ratio_vs_float"] > 0
     assert row["ratio_vs_onnxruntime_float"] > 0
+    assert 0 < row["artifact_ratio"] < 0.45
+    assert "OpenVINO's quantizer is left out" in done.stderr
     assert json.loads(out.read_text())["rows"] == [row]
+    kept = {"model": "mnist", "recipe": "int8", **dict.fromkeys(KEYS - {"model", "recipe"})}
+    failed = {**kept, "recipe": "int4-weights", "error": "no"}
+    out.write_text(json.dumps({"rows": [kept, {**row, "quantized_ms": 7.0}, failed]}))
+    again = run("--models", "digits", "--recipes", "int8", "--json", "--out", str(out), "--resume")
+    assert json.loads(again.stdout)[0]["quantized_ms"] == 7.0, "measured once"
+    assert [(r["model"], r["recipe"]) for r in json.loads(out.read_text())["rows"]] == [
+        ("mnist", "int8"),
+        ("digits", "int8"),
+    ]
 
 
 def test_a_recipe_that_fails_is_a_row():

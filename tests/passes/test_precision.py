@@ -16,7 +16,10 @@ from graphopt.cli.app import app
 from graphopt.data import open_data
 from graphopt.errors import DataError, PassError, UsageError
 from graphopt.graph import load, save
+from graphopt.graph.cost import macs
+from graphopt.graph.provenance import sources
 from graphopt.measure.labelled import labelled
+from graphopt.measure.mixed import shares
 from graphopt.models.digits import data
 from graphopt.passes.correct.twin import float_twin
 from graphopt.passes.precision import search, sensitivity
@@ -143,6 +146,43 @@ def test_slower_integers_stay_float():
     found = search(load(PATH), passes, Context(calibration=batches()), accuracy, 0.05, time=time, samples=4)
     assert found.slower == ["conv1"]
     assert found.chosen.floats == ("conv1",)
+
+
+def test_integers_that_are_no_faster_are_left():
+    """However good the metric: what a target computes slower than float32 is no result."""
+    passes = parse_pipeline("fold-batch-norm,insert-qdq")
+    found = search(
+        load(PATH), passes, Context(calibration=batches()), accuracy, 0.05, time=lambda m: 1 + _has_integers(m),
+        gains=lambda quantized, twin, names: dict.fromkeys(names, 1.0), samples=4,
+    )  # fmt: skip
+    assert found.chosen is None
+    assert not _has_integers(found.model)
+    assert [point.time for point in found.frontier] == [2.0]
+
+
+def test_kernels_times_are_shared_out_over_their_nodes():
+    model = quantized().model
+    conv3, conv4 = (next(n for n in model.graph if n.name == name) for name in ("conv3", "conv4"))
+    (third,), (fourth,) = sources(conv3)[:1], sources(conv4)[:1]
+    times = [(frozenset([third]), 1.0, "a"), (frozenset([third, fourth]), 4.0, "b"), (frozenset(), 9.0, "c")]
+    spent = shares(times, model, ["conv3", "conv4", "conv1"])
+    assert spent["conv1"] == 0
+    assert spent["conv3"] + spent["conv4"] == pytest.approx(5)
+    assert (spent["conv3"] - 1) / spent["conv4"] == pytest.approx(macs(conv3) / macs(conv4), rel=1e-3)
+
+
+def test_mixture_by_times_on_the_target(files):
+    """Each mixture is compiled and timed beside the float model; the gains come from both models' kernels."""
+    done = call(
+        "quantize", PATH, "-o", files / "q.onnx", "--calibration", files / "calibration.npz", "--evaluation",
+        files / "labelled.npz", "--samples", 4, "--target", "llvm", "--json",
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert result["target"] == "llvm"
+    assert result["won"].keys() == {f"conv{i}" for i in range(1, 6)} | {"classifier"}
+    assert all(0.1 < point["time"] < 10 for point in result["frontier"])
+    fastest = min(p["time"] for p in result["frontier"] if p["metric"] >= result["float"] - 0.01)
+    assert result["chosen"] is None if fastest >= 1 else result["chosen"]["time"] == fastest
 
 
 def test_search_refuses():

@@ -130,7 +130,7 @@ def make(p: Contraction, dot: Dot, isa: Isa, finish: Finish, parallel: bool, nam
             lines = f.view(x, [f.dim(c.n) * c.h, c.w * c.ci])
             padded = scratch([c.h + c.pads[0] + c.pads[2], (c.w + c.pads[1] + c.pads[3]) * c.ci + SLACK], dot.staged)
             with loop(f.dim(c.n)) as n:
-                _stage(p, dot, isa, lines, n, padded, parallel)
+                stage(p, dot, isa, lines, n, padded, parallel)
                 product.rows(padded, c.oh, lambda r: r * c.strides[0], lambda r: n * c.oh + r, parallel)
         else:
             lines = f.view(x, [f.dim(c.n) * c.h, c.w * c.ci])
@@ -139,7 +139,7 @@ def make(p: Contraction, dot: Dot, isa: Isa, finish: Finish, parallel: bool, nam
     return made[0]
 
 
-def _stage(p: Contraction, dot: Dot, isa: Isa, lines: Any, n: Expr, padded: Any, parallel: bool) -> None:
+def stage(p: Contraction, dot: Dot, isa: Isa, lines: Any, n: Expr, padded: Any, parallel: bool) -> None:
     """Image `n` of `lines` into the middle of `padded`, z_x around it."""
     c = p.conv
     top, left, bottom, right = c.pads

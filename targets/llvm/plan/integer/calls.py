@@ -7,18 +7,25 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise_integer
+from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise_integer, winograd_integer
+from graphopt.targets.llvm.plan.integer import choose
 from graphopt.targets.llvm.plan.integer.layers import Layer, find
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Dim, Twins, image, replace
 
 __all__ = ["emit", "find"]
+ONE = np.float32(1)
 
 
 def emit(layer: Layer, kernels: Kernels, twins: Twins) -> None:
     """Put the kernel call in front of the layer's last node."""
     p = layer.problem
-    packed, symbol = _depthwise(layer, kernels) if depthwise_integer.applies(p.conv) else _contraction(layer, kernels)
+    if depthwise_integer.applies(p.conv):
+        packed, symbol = _depthwise(layer, kernels)
+    elif choose.by_winograd(layer, kernels.isa):
+        packed, symbol = _winograd(layer, kernels)
+    else:
+        packed, symbol = _contraction(layer, kernels)
     dtype = ir.DataType.FLOAT if layer.finish.range is None else ir.DataType.UINT8
     if p.rows is not None:
         inputs = [twins.first(layer.x), *packed]
@@ -58,6 +65,22 @@ def _contraction(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
     )
 
 
+def _winograd(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
+    p, isa, parallel = layer.problem, kernels.isa, _parallel(layer, kernels)
+    packed = _constants(
+        layer,
+        kernels,
+        lambda: winograd_integer.pack(layer.weight, isa.lanes),
+        lambda: winograd_integer.pack_bias(layer.bias, layer.weight, p, isa.lanes),
+        winograd_integer.QUARTER,
+    )
+    return packed, kernels.symbol(
+        ("winograd", p, layer.finish, parallel),
+        "integer_winograd",
+        lambda s: winograd_integer.make(p, isa, layer.finish, parallel, s),
+    )
+
+
 def _depthwise(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
     p, parallel = (
         depthwise_integer.problem(layer.problem.conv, layer.problem.zero, kernels.isa),
@@ -77,10 +100,15 @@ def _depthwise(layer: Layer, kernels: Kernels) -> tuple[list[ir.Value], str]:
 
 
 def _constants(
-    layer: Layer, kernels: Kernels, weights: Callable[[], np.ndarray], bias: Callable[[], np.ndarray]
+    layer: Layer,
+    kernels: Kernels,
+    weights: Callable[[], np.ndarray],
+    bias: Callable[[], np.ndarray],
+    unit: np.float32 = ONE,
 ) -> list[ir.Value]:
+    """Packed weights and bias, and multipliers for sums in steps of `unit`."""
     node = layer.nodes[0]
-    made = {"weights": weights, "bias": bias, "multiplier": lambda: np.ascontiguousarray(layer.m, np.float32)}
+    made = {"weights": weights, "bias": bias, "multiplier": lambda: np.ascontiguousarray(layer.m, np.float32) * unit}
     return [kernels.constant(("integer", what, node), f"{node.name}_{what}", make) for what, make in made.items()]
 
 

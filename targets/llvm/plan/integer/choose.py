@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise_integer, gemm, tile
+from graphopt.targets.llvm.kernels import arithmetic, contract, depthwise_integer, gemm, tile, winograd_integer
 from graphopt.targets.llvm.kernels.arithmetic import Name
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan import choice
@@ -31,7 +31,9 @@ STEP: dict[Name, float] = {
     "vpdpbusd": 0.55, "maddubs": 0.95, "maddwd": 0.8, "usdot": 0.55, "sdot": 0.55, "widen": 1.2,
 }  # fmt: skip
 """Measured on a server with AVX-512, its AVX2 forms likewise; NEON taken to be like x86."""
+WIDE = 0.6  # a step of `maddwd` where the weights are int16 in memory
 COPY = 0.05  # cycles a byte
+TRANSFORM = 0.25  # cycles an element of integer Winograd's transforms, at 8 lanes
 WINOGRAD = 1.5
 DEQUANTIZE, QUANTIZE = 0.3, 0.6  # cycles an element, at 8 lanes
 FINISH, NARROW, ACTIVATION = 4.0, 2.0, 3.0
@@ -99,11 +101,35 @@ def _contraction(layer: Layer, isa: Isa, positions: int, inputs: int) -> tuple[f
     steps = p.taps[0] * p.taps[1] * p.steps(dot)
     lines = c.group * (1 if p.flat else c.oh)
     products = lines * tile.price(shape, line, blocks) * steps * STEP[dot.name]
-    own = max(products, layer.weight.size / choice.BYTES) + (COPY * inputs if p.staged(dot) else 0)
+    direct = max(products, layer.weight.size / choice.BYTES) + (COPY * inputs if p.staged(dot) else 0)
+    sums = _winograd(layer, dot, isa)
     g = gemm.Gemm(p.rows, c.ci, c.co) if p.rows is not None else None
     best = (choice.convolution(c, isa) if g is None else choice.product(g, isa))[0]
     real = best.cycles * (WINOGRAD if best.algorithm in choice.SCHEMES else 1)
-    return own, real, (dot.name, str(best))
+    return min(direct, sums), real, (dot.name if direct <= sums else "winograd2 by maddwd", str(best))
+
+
+def by_winograd(layer: Layer, isa: Isa) -> bool:
+    """Whether an integer `layer` that isn't depthwise is computed by Winograd's sums."""
+    return estimate(layer, isa).how[0].startswith("winograd2")
+
+
+def _winograd(layer: Layer, dot: arithmetic.Dot, isa: Isa) -> float:
+    """Cycles of `winograd_integer`; infinite where it doesn't apply."""
+    if not winograd_integer.applies(layer.problem, dot, layer.weight, layer.bias, isa):
+        return math.inf
+    c = layer.problem.conv
+    tiles, block, blocks = (
+        winograd_integer.tiles(c),
+        winograd_integer.tiles_at_once(c),
+        math.ceil(c.co / isa.lanes),
+    )
+    shape = tile.choose(block, blocks, contract.room(isa, winograd_integer.DOT))
+    steps = winograd_integer.POINTS * math.ceil(c.ci / 2)
+    products = math.ceil(tiles / block) * tile.price(shape, block, blocks) * steps * WIDE
+    weights = 2 * winograd_integer.POINTS * c.ci * c.co / choice.BYTES
+    transforms = TRANSFORM * winograd_integer.POINTS * tiles * (c.ci + c.co) * 8 / isa.lanes
+    return max(products, weights) + transforms + COPY * c.h * c.w * c.ci
 
 
 def passes(nodes: Iterable[ir.Node], isa: Isa) -> float:

@@ -250,6 +250,32 @@ def test_run_time_quantization_runs_on_the_integer_kernels():
         np.testing.assert_allclose(run(model, feeds), want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    ["", "<pads = [1, 0, 2, 1], strides = [2, 1]>", "<pads = [1, 1, 1, 1], group = 2, dilations = [1, 2]>"],
+)
+@pytest.mark.parametrize("zero", [True, False])
+def test_convolutions_quantized_at_run_time_have_kernels(attributes, zero):
+    """What pads an image is its zero point, which isn't known before."""
+    rng = np.random.default_rng(4)
+    channels = 4 if "group" in attributes else 8
+    model = from_text(
+        f"""<ir_version: 9, opset_import: ["": 18]>
+        g (float[2,8,9,12] x, int8[6,{channels},3,3] w, int8 zw, float sw) => (float[2,6,OH,OW] y) {{
+            q, s, z = DynamicQuantizeLinear(x)
+            p = ConvInteger{attributes}(q, w{", z, zw" if zero else ""}) f = Cast<to=1>(p) u = Mul(s, sw) y = Mul(f, u)
+        }}""",
+        w=rng.integers(-100, 100, (6, channels, 3, 3)).astype(np.int8), zw=np.int8(3), sw=np.float32(0.02),
+    )  # fmt: skip
+    kernels, left = planned(model)
+    assert "integer_conv" in kernels
+    assert not {"ConvInteger", "Conv"} & set(left)
+    for x in (rng.standard_normal((2, 8, 9, 12)), rng.uniform(2, 3, (2, 8, 9, 12)), np.full((2, 8, 9, 12), -1.0)):
+        feeds = {"x": x.astype(np.float32)}
+        want = oracle.run(model, feeds)["y"]
+        np.testing.assert_allclose(run(model, feeds), want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
 def test_an_activation_behind_a_product_quantized_at_run_time_has_a_kernel():
     rng = np.random.default_rng(3)
     model = from_text(

@@ -4,8 +4,8 @@
 
 (A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015). ``2G`` and ``B`` are integers: of 8-bit
 weights and inputs, 12 and 11 bits are left, and pairs of channels are multiplied and added by `vpmaddwd`. Sums may wrap
-around on the way: the result is right where ``4 Y`` fits int32, which `applies` sees to. Multipliers are a quarter of the
-layer's, which is exact, so that results are those of `contract` bit for bit.
+around on the way: the result is right where ``4 Y`` fits int32, which `applies` sees to. Multipliers are a quarter of
+the layer's, which is exact, so that results are those of `contract` bit for bit.
 
 Each image is copied between bytes of the value z_x first; tiles go in blocks whose transformed inputs and products stay
 in the L2 cache. Faster where a byte product isn't much cheaper than one of int16: on x86 without VNNI.

@@ -4,11 +4,13 @@ Both sides are counted in cycles of one core for one sample. Integer::
 
     max(price(tile) * steps * STEP, weights / BYTES) + COPY * bytes copied + FINISH * vectors stored
 
-as for float kernels (see `choice`), with STEP what a step of one vector takes. The float form is the best of `choice`,
-Winograd included; it pays for its inputs becoming float and its results integers again. Winograd's estimate is taken
-times `WINOGRAD`: its weights are 9 to 16 times those of the integer form and come from further away on a busy machine.
+as for float kernels (see `choice`), with STEP what a step of one vector takes; or integer Winograd, with
+its transforms in place of the copy. The float form is the best of `choice`, Winograd included; it pays for its inputs
+becoming float and its results integers again. Winograd's float estimate is taken times `WINOGRAD`: its weights are 9 to
+16 times those of the integer form and come from further away on a busy machine. Activations that don't fit the L2 cache
+are paid for by either form, with a quarter of the bytes for the integer one.
 
-If all layers together, as chosen, take longer than all of them in float, then nothing runs on integers, and
+Unless all layers together, as chosen, take clearly less than all of them in float, nothing runs on integers, and
 nothing is rounded to 8 bits between layers (see `loosen`). Passes that quantize what is computed between the layers
 count too.
 """
@@ -40,7 +42,8 @@ FINISH, NARROW, ACTIVATION = 4.0, 2.0, 3.0
 """Cycles a vector that is stored as 8 bits beyond one of float32, more of them without AVX-512, and for a formula."""
 SPREAD, TAP, NARROW_TAP = 2.0, 0.6, 0.35
 """Cycles a vector that a depthwise kernel copies, for a step of it or a tap in float32, and these without AVX-512."""
-IN_FLOAT = 3.0  # cycles a vector less for the results of a depthwise kernel whose sums are float32
+IN_FLOAT = 2.0  # cycles a vector less for the results of a depthwise kernel whose sums are float32
+NEAR, FAR = 1 << 19, 4.5  # bytes of activations that stay in the L2 cache, and cycles take so many of those beyond
 GAIN = 0.9
 """Part of its time in float32 that a model must be estimated to take at most: estimates are good to some 10 %, and a
 model that isn't rounded is more accurate."""
@@ -83,7 +86,14 @@ def estimate(layer: Layer, isa: Isa) -> Estimate:
     finish = FINISH if isa.lanes == 16 else FINISH + NARROW
     own += vectors * ((finish if eight_bits else finish / 2) + (ACTIVATION if layer.finish.formula.first else 0))
     borders = (DEQUANTIZE * inputs + (QUANTIZE * positions * c.co if eight_bits else 0)) * 8 / isa.lanes
+    outputs = positions * c.co
+    own, real = own + _moving(inputs + outputs * (1 if eight_bits else 4)), real + _moving(4 * (inputs + outputs))
     return Estimate(own, real, borders, how)
+
+
+def _moving(nbytes: int) -> float:
+    """Cycles that so many bytes of inputs and results take."""
+    return max(0, nbytes - NEAR) / FAR
 
 
 def _depthwise(layer: Layer, isa: Isa, positions: int) -> tuple[float, float, tuple[str, str]]:

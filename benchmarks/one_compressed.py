@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,21 @@ from graphopt.measure import evaluate
 from graphopt.measure.latency import bench
 from graphopt.measure.rivals import open_rivals
 from graphopt.models import ReferenceModel
-from graphopt.pipeline import PRESETS
+from graphopt.pipeline import PRESETS, load_plugin
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 
 
-def measure(reference: ReferenceModel, pipeline: str, threads: int, seconds: float, batch: int) -> dict[str, Any]:
+def measure(
+    reference: ReferenceModel, pipeline: str, threads: int, seconds: float, batch: int, fixed: bool
+) -> dict[str, Any]:
     """Accuracy by onnxruntime on held-out labels, speed of the llvm target's programs, size of the ONNX files."""
     model = api.open_model(reference.path())
     example = reference.example(batch)
-    batches = reference.calibration() if reference.calibration is not None else [reference.example(1)]
+    if fixed:
+        model = api.open_model(model, free_sizes(model, example))
+    batches = _samples(reference, pipeline)
     plain = api.run_pipeline(model, PRESETS["O2"], verify=False).model
     start = time.perf_counter()
     small = api.run_pipeline(model, pipeline, calibration=batches, verify=False).model
@@ -42,6 +48,14 @@ def measure(reference: ReferenceModel, pipeline: str, threads: int, seconds: flo
     row["macs_ratio"] = cost(small).macs / max(cost(plain).macs, 1)
     row |= _accuracy(reference, plain, small)
     return row | (_speed(model, plain, small, example, threads, seconds) if seconds else {})
+
+
+def _samples(reference: ReferenceModel, pipeline: str) -> Iterable[Feeds]:
+    """As many samples as the pipeline's passes look at; the model's calibration data where that is all there is."""
+    wanted = max((int(n) for n in re.findall(r"samples=(\d+)", pipeline)), default=256)
+    if reference.unlabelled is not None:
+        return reference.unlabelled(wanted)
+    return reference.calibration() if reference.calibration is not None else [reference.example(1)]
 
 
 def _accuracy(reference: ReferenceModel, plain: ir.Model, small: ir.Model) -> dict[str, Any]:
@@ -95,10 +109,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--fixed", action="store_true", help="free dimensions get the example's sizes first")
     asked = parser.parse_args()
+    load_plugin(Path(__file__).with_name("naive.py"))
     row: dict[str, Any] = {"model": asked.model}
     try:
-        row |= measure(models.get(asked.model), asked.pipeline, asked.threads, asked.seconds, asked.batch)
+        row |= measure(models.get(asked.model), asked.pipeline, asked.threads, asked.seconds, asked.batch, asked.fixed)
     except GraphoptError as error:
         row["error"] = str(error)
     print(json.dumps(row))

@@ -15,19 +15,21 @@ def run(*arguments):
 
 def test_rows_of_channel_pruning_and_its_baseline(tmp_path):
     out = tmp_path / "results" / "compression.json"
-    recipes = "channels,random-channels"
+    recipes = "channels,random-channels,rounded"
     done = run("--models", "digits", "--recipes", recipes, "--seconds", "0.1", "--json", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    pruned, naive = json.loads(done.stdout)
+    pruned, naive, rounded = json.loads(done.stdout)
     assert pruned.keys() >= KEYS
     assert (pruned["model"], pruned["recipe"], pruned["metric"], pruned["n"]) == ("digits", "channels", "accuracy", 500)
     assert pruned["float"] == 0.994
     assert pruned["compressed"] >= pruned["float"] - 0.01
     assert naive["compressed"] < pruned["compressed"] - 0.1
+    assert 0.2 < rounded["size_ratio"] < 0.45
+    assert rounded["macs_ratio"] == 1
     assert 0 < pruned["size_ratio"] < 0.7
     assert pruned["speedup"] > 0
     assert pruned["speedup_vs_onnxruntime"] > 0
-    assert json.loads(out.read_text())["rows"] == [pruned, naive]
+    assert json.loads(out.read_text())["rows"] == [pruned, naive, rounded]
 
 
 def test_a_pipeline_that_fails_is_a_row_and_an_unknown_recipe_an_error():

@@ -1,5 +1,7 @@
 """Channels that go together, what stops them, and what is left afterwards: the traps by name."""
 
+import time
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -395,3 +397,22 @@ def test_digits_at_half_the_macs_loses_at_most_a_point():
     assert report.facts["macs"][1] <= 0.5 * report.facts["macs"][0]
     bare, _ = apply(PruneChannels(macs=0.5, criterion="random", recover=False), model)
     assert evaluate(oracle.Session(bare).run, reference.evaluation()) < scores[1] - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", ["l2", "geometric-median"])
+def test_a_hundred_million_parameters_are_pruned_within_two_minutes(criterion):
+    """Six pairs of a convolution and a residual one, and a wide head; without recovery."""
+    blocks = [f"h{k} = Conv<pads=[1,1,1,1]>(r{k}, v{k}) a{k} = Relu(h{k}) u{k} = Conv(a{k}, w{k}) "
+              f"r{k + 1} = Add(u{k}, r{k})" for k in range(6)]  # fmt: skip
+    body = f"r0 = Conv(x, w) {' '.join(blocks)} g = GlobalAveragePool(r6) f = Flatten(g) y = Gemm(f, head)"
+    shapes_ = {"w": (1024, 3, 1, 1), "head": (1024, 1000)}
+    for k in range(6):
+        shapes_ |= {f"v{k}": (1664, 1024, 3, 3), f"w{k}": (1024, 1664, 1, 1)}
+    model = net(body, inputs="float[1,3,8,8] x", **shapes_)
+    before = sum(int(np.prod(shape)) for shape in shapes(model).values())
+    assert before > 1e8
+    start = time.perf_counter()
+    model, _ = prune(model, ratio=0.5, criterion=criterion, round_to=8)
+    assert time.perf_counter() - start < 120
+    assert sum(int(np.prod(shape)) for shape in shapes(model).values()) < 0.35 * before

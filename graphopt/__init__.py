@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphopt.api import compile, export, optimize
+    from graphopt.api import compile, export, fine_tune, optimize
     from graphopt.artifact import Executable, load
     from graphopt.base import EXACT, LOSSY, Context, Pass, Preserves, Program, Report, Target, tolerance
     from graphopt.errors import GraphoptError
@@ -38,6 +38,7 @@ __all__ = [
     "Target",
     "compile",
     "export",
+    "fine_tune",
     "load",
     "optimize",
     "tolerance",
@@ -46,6 +47,7 @@ __all__ = [
 _HOMES = {
     "compile": "graphopt.api",
     "export": "graphopt.api",
+    "fine_tune": "graphopt.api",
     "load": "graphopt.artifact",
     "optimize": "graphopt.api",
     "Executable": "graphopt.artifact",

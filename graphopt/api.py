@@ -12,6 +12,7 @@ from graphopt.base import Context, Pass, Program, Target
 from graphopt.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
     from graphopt.artifact import Executable
@@ -75,6 +76,42 @@ def compile(
     target = make_target(target) if isinstance(target, str) else target
     result = run_opened(before, pipeline, calibration=calibration, seed=seed, verify=verify, target=target)
     return compile_result(before, result, target, seed=seed, keep_source=keep_source, fallback=fallback)
+
+
+def fine_tune(
+    model: AnyModel,
+    calibration: Source,
+    *,
+    teacher: AnyModel | None = None,
+    labels: np.ndarray[Any, Any] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> ir.Model:
+    """Train the weights of `model` toward the outputs of `teacher`, and `labels`; the models given stay as they are.
+
+    Args:
+        model: what is trained, a pruned or otherwise changed form of `teacher`.
+        calibration: inputs; see `graphopt.data.open_data`.
+        teacher: a model of the same inputs and outputs; without one, labels are needed.
+        labels: for each sample the class (integers), or the value the first output should have.
+        seed: of the order of the samples and of their mixtures.
+        options: see `graphopt.training.settings.Settings`: epochs, lr, batch, ...
+
+    Raises:
+        DataError, LoweringError, UsageError: see `graphopt.training.fit`.
+    """
+    from graphopt.data import open_data
+    from graphopt.passes.fine_tune import FineTune
+    from graphopt.pipeline.registry import make_pass
+    from graphopt.pipeline.spec import Item
+    from graphopt.training.fit import fit
+
+    student = open_model(model)
+    original = None if teacher is None else open_model(teacher)
+    settings = make_pass(Item(FineTune.name, options))
+    assert isinstance(settings, FineTune)
+    fit(student, original, open_data(calibration, student), settings, labels=labels, seed=seed)
+    return student
 
 
 def export(artifact: str | Path, folder: str | Path, *, name: str = "model") -> dict[str, Any]:

@@ -96,11 +96,16 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a pass or a target may use besides the model. `target`: what it will be compiled for, if that is known."""
+    """What a pass or a target may use besides the model.
+
+    `target`: what it will be compiled for, if that is known. `original`: the model that came into the pipeline, for
+    passes that bring back what those before them lost; not to be changed. The driver sets it.
+    """
 
     calibration: Batches | None = None
     seed: int = 0
     target: Target | None = None
+    original: ir.Model | None = None
 
     def needs_calibration(self, who: str) -> Batches:
         """The calibration data, or a `DataError` that says who needs it and how to give it."""

@@ -32,3 +32,19 @@ def status(description: str) -> Generator[Callable[[str], None], None, None]:
 
     with Console(stderr=True).status(escape(description)) as line:
         yield lambda text: line.update(escape(text))
+
+
+@contextlib.contextmanager
+def meter(description: str, total: int) -> Generator[Callable[[int, str], None], None, None]:
+    """A bar for work that tells how it goes; yields what advances it by so many steps and changes its text."""
+    if not sys.stderr.isatty():
+        yield lambda steps, text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(description, total=total, text="")
+        yield lambda steps, text: bars.update(bar, advance=steps, text=escape(text))

@@ -71,6 +71,8 @@ def run(
     Raises:
         PassError: a pass failed; and what the observers raise.
     """
+    context = context or Context()
+    context = dataclasses.replace(context, original=context.original or model)
     model = model.clone()
     observers = list(observers)
     steps: list[Step] = []
@@ -79,7 +81,7 @@ def run(
         try:
             for observer in observers:
                 observer.before(model, passes[index:])
-            report, seconds = _apply(pass_, model, context or Context())
+            report, seconds = _apply(pass_, model, context)
             changed = _fingerprint(model) != state.fingerprint
             if changed:
                 common.NameFixPass()(model)

@@ -27,6 +27,7 @@ PASSES: dict[str, str] = {
     "eliminate-common-subexpressions": "graphopt.passes.eliminate_common:EliminateCommonSubexpressions",
     "eliminate-identity": "graphopt.passes.eliminate_identity:EliminateIdentity",
     "equalize-channels": "graphopt.passes.equalize_channels:EqualizeChannels",
+    "fine-tune": "graphopt.passes.fine_tune:FineTune",
     "fold-batch-norm": "graphopt.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
     "gptq": "graphopt.passes.gptq:Gptq",

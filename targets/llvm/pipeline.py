@@ -55,7 +55,7 @@ def compile_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: 
     """
     with compiling(cpu):
         merged = merge_module(lowered, kernels, cpu, parallel)
-        executable = relax.build(merged.module, cpu.tvm_target(), relax_pipeline=_to_virtual_machine())
+        executable = relax.build(merged.module, cpu.tvm_target(), relax_pipeline=to_virtual_machine())
         return Compiled(executable, merged.unscheduled, merged.workspaces, merged.origins)
 
 
@@ -99,7 +99,7 @@ def compiling(cpu: Cpu) -> Generator[None]:
         ) from error
 
 
-def _to_virtual_machine() -> tvm.transform.Pass:
+def to_virtual_machine() -> tvm.transform.Pass:
     """Plan memory and lower what calls the kernels to the virtual machine's instructions."""
     return tvm.transform.Sequential(
         [

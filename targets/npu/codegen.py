@@ -1,110 +1,116 @@
-"""From a layer to its command stream: loops over tiles, two slots per buffer, loads only of what is not there yet."""
+"""From a program to its command stream: loops over tiles, two slots per buffer, loads only of what is not there yet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from typing import Any
 
 import numpy as np
 
+from graphopt.targets.npu import numerics
 from graphopt.targets.npu.check import check
+from graphopt.targets.npu.emit import Emitter, Span, spans
 from graphopt.targets.npu.isa import (
     ACCUMULATE,
-    CONSTANTS,
-    INPUT,
-    OUTPUT,
-    PARAMETER_BYTES,
+    BROADCAST_B,
+    MAXIMUM,
+    PACKED,
     RAW_OUTPUT,
+    SIGNED_B,
     SIGNED_INPUT,
     SIGNED_OUTPUT,
     SIGNED_WEIGHT,
+    Add,
     End,
     Exec,
-    Fill,
-    Instruction,
-    Load,
-    Store,
-    Vector,
+    Lookup,
+    Mul,
+    Pool,
+    Requant,
 )
 from graphopt.targets.npu.layer import Layer
 from graphopt.targets.npu.machine import Machine
-from graphopt.targets.npu.numerics import pack_parameters
-from graphopt.targets.npu.stream import Stream
-from graphopt.targets.npu.tiling import SLOTS, Tiling, buffers, choose, window_extent
+from graphopt.targets.npu.place import Block, place, pool_fill
+from graphopt.targets.npu.program import Contract, Pair, Program, Quantum, Table, Tensor, Window, whole
+from graphopt.targets.npu.stream import Place, Stream
+from graphopt.targets.npu.stream import Span as Source
+from graphopt.targets.npu.tiling import Tiling, window_extent
+from graphopt.targets.npu.tokens import add_tokens
 
 Array = np.ndarray[Any, Any]
-Span = tuple[int, int]  # start, size
 
 
 def compile_layer(layer: Layer, machine: Machine) -> tuple[Stream, Array]:
-    """The checked stream of `layer` and its constants: the weights, then one parameter record per channel (uint8).
+    """The checked stream of one layer and its constants (uint8). Raises `ValueError` as `compile_program` does."""
+    return compile_program(single(layer), machine)
+
+
+def single(layer: Layer) -> Program:
+    """The program of one layer."""
+    g = layer.geometry
+    x = Tensor("input", (1, 1, g.iw, g.cin) if g.channels_last else (g.batch, g.groups * g.cin, g.ih, g.iw))
+    y_shape = (1, 1, g.ow, g.oc) if g.channels_last else (g.batch, g.groups * g.oc, g.oh, g.ow)
+    y = Tensor("output", y_shape, g.output_size)
+    return Program(layer.name, (Contract(layer, whole(x), whole(y)),), (x,), (y,))
+
+
+def compile_program(program: Program, machine: Machine) -> tuple[Stream, Array]:
+    """The checked stream of `program` and its constants (uint8).
 
     Raises:
-        ValueError: no tile fits the machine, or it can't express a requantisation multiplier.
+        ValueError: an operator does not fit the machine, or it can't express a requantisation multiplier.
     """
-    records = pack_parameters(layer.bias, layer.requantise.multiplier, machine.requantise)
-    constants = np.concatenate([np.ascontiguousarray(part).view(np.uint8).ravel() for part in (layer.weights, records)])
-    geometry = layer.geometry
-    emitter = _Emitter(layer, choose(geometry, machine), machine)
-    emitter.emit()
-    sizes = (constants.nbytes, geometry.input_bytes, geometry.output_bytes)
-    stream = Stream(layer.name, machine.digest(), sizes, (*emitter.code, End()))
+    placement = place(program, machine)
+    emitter, mode = Emitter(program, placement), machine.requantise
+    sources: list[Source] = []
+    for at, (op, tile) in enumerate(zip(program.ops, placement.tiles, strict=True)):
+        emitter.begin(at)
+        sources.append(Source(len(emitter.words), op.name))
+        if isinstance(op, Contract):
+            assert isinstance(tile, Tiling)
+            _Contraction(emitter, at, op, tile, mode).emit()
+        else:
+            assert isinstance(tile, Block)
+            _blocks(emitter, at, op, tile, mode)
+    words = (*add_tokens(emitter.words), End())
+    constants = np.frombuffer(bytes(emitter.constants), np.uint8)
+    far = placement.far
+    stream = Stream(
+        program.name,
+        machine.digest(),
+        (constants.nbytes, placement.far_bytes),
+        tuple(Place(far[tensor], tensor.bytes) for tensor in program.inputs),
+        tuple(Place(far[tensor], tensor.bytes) for tensor in program.outputs),
+        tuple(sources),
+        words,
+    )
     check(stream, machine)
     return stream, constants
 
 
-class Allocator:
-    """Hands out addresses of one memory from the bottom up; raises `MemoryError` when it is full."""
+class _Contraction:
+    """Writes the words of one convolution or matrix product."""
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity, self._used = capacity, 0
-
-    def take(self, size: int) -> int:
-        """The address of `size` fresh bytes."""
-        address, self._used = self._used, self._used + size
-        if self._used > self._capacity:
-            raise MemoryError(f"{self._used} bytes needed of {self._capacity}")
-        return address
-
-
-class _Slots:
-    """The slots of one buffer and what lies in each; what was used least recently makes room."""
-
-    def __init__(self, allocator: Allocator, size: int) -> None:
-        self._held: list[tuple[int, object]] = [(allocator.take(size), None) for _ in range(SLOTS)]
-
-    def place(self, key: object) -> tuple[int, bool]:
-        """Address for `key`, and whether it lies there already."""
-        hit = next((entry for entry in self._held if entry[1] == key), None)
-        entry = hit or self._held[0]
-        self._held.remove(entry)
-        self._held.append((entry[0], key))
-        return entry[0], hit is not None
-
-
-class _Emitter:
-    """Writes the stream of one layer."""
-
-    def __init__(self, layer: Layer, tiling: Tiling, machine: Machine) -> None:
-        self.code: list[Instruction] = []
-        self._layer, self._g, self._tiling = layer, layer.geometry, tiling
-        need, pad, acc = (
-            buffers(layer.geometry, tiling),
-            Allocator(machine.scratchpad_bytes),
-            Allocator(machine.accumulator_bytes),
+    def __init__(self, emitter: Emitter, at: int, op: Contract, tiling: Tiling, mode: numerics.Mode) -> None:
+        layer = op.layer
+        self._emitter, self._at, self._op, self._layer = emitter, at, op, layer
+        self._g, self._tiling = layer.geometry, tiling
+        self._records = numerics.pack_parameters(layer.bias, layer.requantise.multiplier, mode)
+        g = self._g
+        self._rows = layer.weights.reshape(g.groups, g.oc, g.cin, g.kh * g.kw)
+        signs = (
+            (layer.input_signed, SIGNED_INPUT),
+            (layer.weights.dtype == np.int8, SIGNED_WEIGHT),
+            (g.weight_bits == 4, PACKED),
         )
-        self._inputs, self._weights = _Slots(pad, need.input), _Slots(pad, need.weights)
-        self._parameters, self._outputs = _Slots(pad, need.parameters), _Slots(pad, need.output)
-        self._accs = _Slots(acc, need.acc)
-        signs = ((layer.input_signed, SIGNED_INPUT), (layer.weights.dtype == np.int8, SIGNED_WEIGHT))
-        self._flags = sum(flag for signed, flag in signs if signed)
+        self._flags = sum(flag for set_, flag in signs if set_)
 
     def emit(self) -> None:
-        """One `exec` per tile and part of the reduction, then `vector` and `store`."""
+        """One `exec` per tile and part of the reduction, then `requant` and `store`."""
         g, t = self._g, self._tiling
-        spatial = [(n, y, x) for n in range(g.batch) for y in _spans(g.oh, t.oh) for x in _spans(g.ow, t.ow)]
-        channels = list(_spans(g.oc, t.oc))
-        for group in _spans(g.groups, t.groups):
+        spatial = [(n, y, x) for n in range(g.batch) for y in spans(g.oh, t.oh) for x in spans(g.ow, t.ow)]
+        channels = list(spans(g.oc, t.oc))
+        for group in spans(g.groups, t.groups):
             if t.weights_outer:
                 order = ((place, oc) for oc in channels for place in spatial)
             else:
@@ -113,101 +119,135 @@ class _Emitter:
                 self._tile(group, oc, n, y, x)
 
     def _tile(self, group: Span, oc: Span, n: int, y: Span, x: Span) -> None:
-        acc, _ = self._accs.place(object())
-        for cin in _spans(self._g.cin, self._tiling.cin):
+        acc, _ = self._emitter.slot("acc", object())
+        for cin in spans(self._g.cin, self._tiling.cin):
             source, strides = self._input(group, cin, n, y, x)
-            weights = self._weight(group, oc, cin)
-            self.code.append(
+            weights = self._weights(group, oc, cin)
+            self._emitter.words.append(
                 Exec(
-                    self._flags | (ACCUMULATE if cin[0] else 0),
-                    self._layer.input_zero & 255,
-                    self._layer.weight_zero & 255,
+                    *(self._layer.input_zero & 255, self._layer.weight_zero & 255),
                     *(source, weights, acc),
                     *(group[1], cin[1], oc[1], y[1], x[1], self._g.kh, self._g.kw),
                     *strides,
+                    flags=self._flags | (ACCUMULATE if cin[0] else 0),
                 )
             )
         self._finish(acc, group, oc, n, y, x)
 
     def _input(self, group: Span, cin: Span, n: int, y: Span, x: Span) -> tuple[int, tuple[int, ...]]:
         """Bring the input window to the scratchpad; its address and the strides `exec` walks it with."""
-        g = self._g
-        address, present = self._inputs.place((group, cin, n, y, x))
+        g, view = self._g, self._op.input
         if g.channels_last:
-            if not present:
-                dram = x[0] * g.cin + cin[0]
-                self.code.append(Load(INPUT, dram, address, 1, x[1], cin[1], 0, g.cin, 0, cin[1]))
-            return address, (1, 0, cin[1], 0, 0)
+            block = self._emitter.read("input", view, 0, (0, 1), x, cin)
+            return block.address, (1, 0, block.row, 0, 0)
         rows, columns = window_extent(g, y[1], x[1])
-        if not present:
-            top, left = y[0] * g.stride[0] - g.pad[0], x[0] * g.stride[1] - g.pad[1]
-            channel = (n * g.groups + group[0]) * g.cin + cin[0]
-            self._window(address, channel, group[1] * cin[1], (top, rows), (left, columns))
-        strides = (rows * columns, g.stride[0] * columns, g.stride[1], g.dilation[0] * columns, g.dilation[1])
-        return address, strides
+        top, left = y[0] * g.stride[0] - g.pad[0], x[0] * g.stride[1] - g.pad[1]
+        channels = (group[0] * g.cin + cin[0], group[1] * cin[1])
+        fill = self._layer.input_zero & 255
+        block = self._emitter.read("input", view, n, channels, (top, rows), (left, columns), fill)
+        row = block.row
+        return block.address, (block.plane, g.stride[0] * row, g.stride[1], g.dilation[0] * row, g.dilation[1])
 
-    def _window(self, address: int, channel: int, planes: int, y: Span, x: Span) -> None:
-        """Load the part of a window that lies inside the input and fill the rest with the zero point."""
-        g = self._g
-        rows, columns = y[1], x[1]
-        inside_y, inside_x = _inside(y, g.ih), _inside(x, g.iw)
-
-        def fill(row: Span, column: Span) -> None:
-            if row[1] and column[1]:
-                pad = address + row[0] * columns + column[0]
-                value = self._layer.input_zero & 255
-                self.code.append(Fill(value, pad, planes, row[1], column[1], rows * columns, columns))
-
-        below, right = inside_y[0] + inside_y[1], inside_x[0] + inside_x[1]
-        fill((0, inside_y[0]), (0, columns))
-        fill((below, rows - below), (0, columns))
-        fill(inside_y, (0, inside_x[0]))
-        fill(inside_y, (right, columns - right))
-        if inside_y[1] and inside_x[1]:
-            dram = (channel * g.ih + y[0] + inside_y[0]) * g.iw + x[0] + inside_x[0]
-            pad = address + inside_y[0] * columns + inside_x[0]
-            block = (planes, inside_y[1], inside_x[1], g.ih * g.iw, g.iw, rows * columns, columns)
-            self.code.append(Load(INPUT, dram, pad, *block))
-
-    def _weight(self, group: Span, oc: Span, cin: Span) -> int:
-        address, present = self._weights.place((group, oc, cin))
-        if not present:
-            taps = self._g.kh * self._g.kw
-            row, size = self._g.cin * taps, cin[1] * taps
-            dram = (group[0] * self._g.oc + oc[0]) * row + cin[0] * taps
-            self.code.append(Load(CONSTANTS, dram, address, 1, group[1] * oc[1], size, 0, row, 0, size))
-        return address
+    def _weights(self, group: Span, oc: Span, cin: Span) -> int:
+        part = self._rows[group[0] : sum(group), oc[0] : sum(oc), cin[0] : sum(cin)].reshape(-1)
+        key = (self._at, "weights", group, oc, cin)
+        return self._emitter.constant("weights", key, pack_nibbles(part) if self._g.weight_bits == 4 else part)
 
     def _finish(self, acc: int, group: Span, oc: Span, n: int, y: Span, x: Span) -> None:
         """Requantise the accumulators and store the result."""
-        g, layer = self._g, self._layer
-        first, channels, positions = group[0] * g.oc + oc[0], group[1] * oc[1], y[1] * x[1]
-        parameters, present = self._parameters.place((group, oc))
-        if not present:
-            dram, size = g.weight_bytes + first * PARAMETER_BYTES, channels * PARAMETER_BYTES
-            self.code.append(Load(CONSTANTS, dram, parameters, 1, 1, size, 0, size, 0, size))
-        pad, _ = self._outputs.place(object())
-        size, out = g.output_size, layer.requantise
-        strides = (size, channels * size) if g.channels_last else (positions * size, size)
-        flags = (SIGNED_OUTPUT if out.signed else 0) | (RAW_OUTPUT if out.raw else 0)
-        self.code.append(
-            Vector(flags, out.zero, out.low, out.high, acc, parameters, pad, channels, positions, *strides)
-        )
+        g, out, view, emitter = self._g, self._layer.requantise, self._op.output, self._emitter
+        first, channels = group[0] * g.oc + oc[0], group[1] * oc[1]
+        key = (self._at, "parameters", group, oc)
+        parameters = emitter.constant("parameters", key, self._records[first : first + channels])
+        block = (0, (0, 1), x, (first, channels)) if g.channels_last else (n, (first, channels), y, x)
+        target, size = emitter.result(view, *block), g.output_size
         if g.channels_last:
-            dram = (x[0] * g.oc + first) * size
-            block = (1, positions, channels * size, 0, g.oc * size, 0, channels * size)
+            walk = (channels, 1, x[1], size, 0, target.row)
         else:
-            dram = (((n * g.groups * g.oc + first) * g.oh + y[0]) * g.ow + x[0]) * size
-            block = (channels, y[1], x[1] * size, g.oh * g.ow * size, g.ow * size, positions * size, x[1] * size)
-        self.code.append(Store(OUTPUT, dram, pad, *block))
+            walk = (channels, y[1], x[1], target.plane, target.row, size)
+        bounds = (out.zero & 255, out.low & 255, out.high & 255)
+        flags = (SIGNED_OUTPUT if out.signed else 0) | (RAW_OUTPUT if out.raw else 0)
+        emitter.words.append(Requant(*bounds, acc, parameters, target.address, *walk, flags=flags))
+        emitter.finish(view, *block, target)
 
 
-def _spans(whole: int, size: int) -> Iterator[Span]:
-    """Cut `whole` into (start, size) of at most `size`."""
-    return ((start, min(size, whole - start)) for start in range(0, whole, size))
+def pack_nibbles(values: Array) -> Array:
+    """4-bit values as bytes, the first of two in the low bits; an odd last one is followed by zero."""
+    even = np.zeros(-(-values.size // 2) * 2, np.uint8)
+    even[: values.size] = values.view(np.uint8) & 15
+    return even[::2] | (even[1::2] << 4)
 
 
-def _inside(span: Span, limit: int) -> Span:
-    """The part of `span` within [0, limit), relative to the span's start."""
-    start = min(max(0, -span[0]), span[1])
-    return start, max(0, min(span[1], limit - span[0]) - start)
+def _blocks(emitter: Emitter, at: int, op: Pair | Table | Window, tile: Block, mode: numerics.Mode) -> None:
+    """The words of an operator of the vector unit, block by block."""
+    batch, channels, height, width = op.output.shape
+    for n, c, y in itertools.product(range(batch), spans(channels, tile.channels), spans(height, tile.rows)):
+        block = (n, c, y, (0, width))
+        if isinstance(op, Pair):
+            _pair(emitter, op, *block, mode)
+        elif isinstance(op, Table):
+            _table(emitter, at, op, *block)
+        else:
+            _window(emitter, op, *block, mode)
+
+
+def _pair(emitter: Emitter, op: Pair, n: int, c: Span, y: Span, x: Span, mode: numerics.Mode) -> None:
+    spread = op.b.shape[2:] == (1, 1) and op.a.shape[2:] != (1, 1)
+    a = emitter.read("input", op.a, n, c, y, x)
+    b = emitter.read("other", op.b, n, c, (0, 1), (0, 1)) if spread else emitter.read("other", op.b, n, c, y, x)
+    target = emitter.result(op.output, n, c, y, x)
+    pack = numerics.pack_pair if op.op == "Add" else numerics.pack_product
+    flags = (SIGNED_INPUT if op.a_quantum.signed else 0) | (SIGNED_B if op.b_quantum.signed else 0)
+    kind = Add if op.op == "Add" else Mul
+    emitter.words.append(
+        kind(
+            *(a.address, b.address, target.address, c[1], y[1], x[1], a.plane, a.row),
+            *(b.plane, 0 if spread else b.row, target.plane, target.row),
+            *pack(op.a_scale, op.b_scale, mode),
+            *(op.a_quantum.zero & 255, op.b_quantum.zero & 255, *_bounds(op.result)),
+            flags=flags | (SIGNED_OUTPUT if op.result.signed else 0) | (BROADCAST_B if spread else 0),
+        )
+    )
+    emitter.finish(op.output, n, c, y, x, target)
+
+
+def _table(emitter: Emitter, at: int, op: Table, n: int, c: Span, y: Span, x: Span) -> None:
+    down, across = op.repeat
+    rows = (y[0] // down, (sum(y) - 1) // down - y[0] // down + 1)
+    source = emitter.read("input", op.input, n, c, rows, (0, op.input.shape[3]))
+    table = emitter.constant("table", (at, "table"), op.table)
+    target = emitter.result(op.output, n, c, y, x)
+    for row, column in itertools.product(range(min(down, y[1])), range(across)):
+        count = -(-(y[1] - row) // down)
+        first = (y[0] + row) // down - rows[0]
+        emitter.words.append(
+            Lookup(
+                source.address + first * source.row, table, target.address + row * target.row + column,
+                *(c[1], count, op.input.shape[3], source.plane, source.row, 1),
+                *(target.plane, down * target.row, across),
+            )
+        )  # fmt: skip
+    emitter.finish(op.output, n, c, y, x, target)
+
+
+def _window(emitter: Emitter, op: Window, n: int, c: Span, y: Span, x: Span, mode: numerics.Mode) -> None:
+    rows = (y[0] * op.stride[0] - op.pad[0], (y[1] - 1) * op.stride[0] + op.kernel[0])
+    columns = (-op.pad[1], (x[1] - 1) * op.stride[1] + op.kernel[1])
+    source = emitter.read("input", op.input, n, c, rows, columns, pool_fill(op))
+    target = emitter.result(op.output, n, c, y, x)
+    count = op.kernel[0] * op.kernel[1]
+    scale = (0, 0) if op.maximum else numerics.pack_mean(op.scale, count, mode)
+    flags = (MAXIMUM if op.maximum else 0) | (SIGNED_INPUT if op.quantum.signed else 0)
+    emitter.words.append(
+        Pool(
+            *(source.address, target.address, c[1], y[1], x[1], *op.kernel, *op.stride),
+            *(source.plane, source.row, target.plane, target.row),
+            *(*scale, op.quantum.zero & 255, *_bounds(op.result)),
+            flags=flags | (SIGNED_OUTPUT if op.result.signed else 0),
+        )
+    )
+    emitter.finish(op.output, n, c, y, x, target)
+
+
+def _bounds(result: Quantum) -> tuple[int, int, int]:
+    return result.zero & 255, result.low & 255, result.high & 255

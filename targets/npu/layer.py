@@ -35,6 +35,7 @@ class Geometry:
     pad: tuple[int, int] = (0, 0)  # top, left
     channels_last: bool = False
     output_size: int = 1  # bytes of an output element: 1, or 4 for int32
+    weight_bits: int = 8  # 8, or 4: two in a byte
 
     @property
     def macs(self) -> int:
@@ -54,7 +55,7 @@ class Geometry:
     @property
     def weight_bytes(self) -> int:
         """Size of the weights."""
-        return self.groups * self.oc * self.cin * self.kh * self.kw
+        return -(-self.groups * self.oc * self.cin * self.kh * self.kw * self.weight_bits // 8)
 
     @property
     def touched_bytes(self) -> int:

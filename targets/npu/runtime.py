@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.targets.npu.machine import from_json
-from graphopt.targets.npu.simulator import run_stream
+from graphopt.targets.npu.simulator import execute
 from graphopt.targets.npu.stream import unpack
 
 SYMBOL = "graphopt.npu.run"
@@ -20,14 +20,18 @@ def register() -> None:
     tvm_ffi.register_global_func(SYMBOL, run, override=True)
 
 
-def run(source: Any, machine: Any, stream: Any, constants: Any, result: Any) -> None:
-    """Execute a stream: tensors in, `result` filled. `machine`, `stream`, `constants` are uint8 tensors.
+def run(*tensors: Any) -> None:
+    """Execute a stream: machine, stream and constants as uint8 tensors, then its inputs, then the outputs to fill.
 
     Raises:
         ArtifactError: the stream is damaged, for another machine, or reaches outside a memory.
     """
-    spaces = [_bytes(constants), _bytes(source), _bytes(result)]
-    run_stream(unpack(_bytes(stream).tobytes()), from_json(_bytes(machine).tobytes()), spaces)
+    description, words, constants, *rest = map(_bytes, tensors)
+    stream = unpack(words.tobytes())
+    count = len(stream.inputs)
+    results = execute(stream, from_json(description.tobytes()), constants, rest[:count])
+    for target, result in zip(rest[count:], results, strict=True):
+        target[...] = result
 
 
 def _bytes(tensor: Any) -> np.ndarray[Any, Any]:

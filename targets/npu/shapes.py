@@ -53,7 +53,7 @@ def conv_geometry(node: ir.Node, weights: Operand) -> tuple[Array, Geometry | st
     groups = node.attributes.get_int("group", 1)
     strides, dilations = _ints(node, "strides", rank), _ints(node, "dilations", rank)
     kernel = tuple(int(size) for size in array.shape[2:])
-    pads = _pads(node, x[2:], y[2:], kernel, strides, dilations)
+    pads = pads_before(node, x[2:], y[2:], kernel, strides, dilations)
     channels, cin = int(array.shape[0]), int(array.shape[1])
     (ih, iw), (oh, ow), (kh, kw) = _two(x[2:], 1), _two(y[2:], 1), _two(kernel, 1)
     geometry = Geometry(
@@ -91,7 +91,7 @@ def _two(sizes: tuple[int, ...], missing: int) -> tuple[int, int]:
     return (sizes[0], sizes[1]) if len(sizes) == 2 else (missing, sizes[0])
 
 
-def _pads(
+def pads_before(
     node: ir.Node,
     x: tuple[int, ...],
     y: tuple[int, ...],

@@ -1,44 +1,66 @@
-"""The container of a command stream, and its text form.
+"""The container of a command stream: a program of one or more nodes for one machine.
 
-Layout, little-endian: magic ``GNPU``, u16 version, u16 length of the node's name, u32 number of words, u32 sizes of
-the three DRAM spaces, SHA-256 digest of the machine, the name in UTF-8, the words, CRC-32 of all before it.
+Layout, little-endian: magic ``GNPU``, u16 version, u32 bytes of the header, u32 number of words, SHA-256 digest of the
+machine, the header as JSON in UTF-8, the words, CRC-32 of all before it. The header has the sizes of the two DRAM
+spaces, where in `ACTIVATIONS` inputs and outputs lie, and which words came from which source node.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import struct
 import zlib
 from functools import lru_cache
+from typing import NamedTuple
 
 from graphopt.errors import ArtifactError
-from graphopt.targets.npu.isa import KINDS, WORD, End, Instruction, decode, encode
+from graphopt.targets.npu.isa import WORD, End, Instruction, decode, encode
 
 MAGIC = b"GNPU"
-VERSION = 1
-HEADER = struct.Struct("<4sHHI3I32s")
-BY_MNEMONIC = {kind.MNEMONIC: kind for kind in KINDS.values()}
+VERSION = 2
+HEADER = struct.Struct("<4sHII32s")
+
+
+class Place(NamedTuple):
+    """Bytes of `ACTIVATIONS` that hold an input or an output."""
+
+    offset: int
+    size: int
+
+
+class Span(NamedTuple):
+    """Words from `first` on, up to the next span, compute the source node `node`."""
+
+    first: int
+    node: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """The program of one node for one machine. `sizes`: bytes of the constants, input and output spaces."""
+    """A program. `sizes`: bytes of the `CONSTANTS` and `ACTIVATIONS` spaces."""
 
     node: str
     machine: bytes
-    sizes: tuple[int, int, int]
+    sizes: tuple[int, int]
+    inputs: tuple[Place, ...]
+    outputs: tuple[Place, ...]
+    spans: tuple[Span, ...]
     instructions: tuple[Instruction, ...]
+
+    def __hash__(self) -> int:
+        return hash((self.node, self.sizes, len(self.instructions)))
 
 
 def pack(stream: Stream) -> bytes:
     """The stream as bytes."""
-    name = stream.node.encode()[:65535]
-    head = HEADER.pack(MAGIC, VERSION, len(name), len(stream.instructions), *stream.sizes, stream.machine)
-    body = head + name + b"".join(map(encode, stream.instructions))
+    head = json.dumps([stream.node, stream.sizes, stream.inputs, stream.outputs, stream.spans]).encode()
+    words = b"".join(map(encode, stream.instructions))
+    body = HEADER.pack(MAGIC, VERSION, len(head), len(stream.instructions), stream.machine) + head + words
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def unpack(data: bytes) -> Stream:
     """Read what `pack` wrote.
 
@@ -47,61 +69,27 @@ def unpack(data: bytes) -> Stream:
     """
     if len(data) < HEADER.size + 4 or data[:4] != MAGIC:
         raise ArtifactError("this is not an NPU command stream: its magic bytes are missing. Compile the model again.")
-    _, version, name_size, count, *sizes, machine = HEADER.unpack_from(data)
+    _, version, head_size, count, machine = HEADER.unpack_from(data)
     if version != VERSION:
         raise ArtifactError(f"the NPU command stream has version {version}, this graphopt reads {VERSION}.")
-    start = HEADER.size + name_size
+    start = HEADER.size + head_size
     if len(data) != start + WORD * count + 4 or zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise ArtifactError("the NPU command stream is damaged: its checksum does not fit. Compile the model again.")
     try:
         words = (data[at : at + WORD] for at in range(start, start + WORD * count, WORD))
         instructions = tuple(map(decode, words))
-        node = data[HEADER.size : start].decode()
-    except ValueError as error:
-        raise ArtifactError(f"the NPU command stream holds a word that is no instruction: {error}.") from error
-    if not instructions or not isinstance(instructions[-1], End):
-        raise ArtifactError(f"the NPU command stream of {node!r} does not end with an end instruction.")
-    return Stream(node, machine, (sizes[0], sizes[1], sizes[2]), instructions)
-
-
-def disassemble(stream: Stream) -> str:
-    """The stream as text: four header lines, then one instruction per line as ``mnemonic field=value ...``."""
-    head = [
-        f".node {stream.node}",
-        f".machine {stream.machine.hex()}",
-        f".sizes {' '.join(map(str, stream.sizes))}",
-    ]
-    lines = (
-        " ".join([i.MNEMONIC, *(f"{key}={value}" for key, value in dataclasses.asdict(i).items())])
-        for i in stream.instructions
-    )
-    return "\n".join([*head, *lines, ""])
-
-
-def assemble(text: str) -> Stream:
-    """The stream that `disassemble` wrote, or a person. Empty lines and ``#`` comments are skipped.
-
-    Raises:
-        ArtifactError: naming the line that is no instruction or lacks a field.
-    """
-    header: dict[str, str] = {}
-    instructions: list[Instruction] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        word, _, rest = line.strip().partition(" ")
-        if not word or word.startswith("#"):
-            continue
-        if word.startswith("."):
-            header[word] = rest
-            continue
-        try:
-            pairs = (pair.split("=", 1) for pair in rest.split())
-            instructions.append(BY_MNEMONIC[word](**{key: int(value, 0) for key, value in pairs}))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"line {number} of the NPU assembly is no instruction ({error}): {line!r}.") from error
-    try:
-        constants, source, result = map(int, header[".sizes"].split())
-        return Stream(
-            header[".node"], bytes.fromhex(header[".machine"]), (constants, source, result), tuple(instructions)
+        node, sizes, inputs, outputs, spans = json.loads(data[HEADER.size : start])
+        stream = Stream(
+            str(node),
+            machine,
+            (int(sizes[0]), int(sizes[1])),
+            tuple(Place(int(at), int(size)) for at, size in inputs),
+            tuple(Place(int(at), int(size)) for at, size in outputs),
+            tuple(Span(int(first), str(name)) for first, name in spans),
+            instructions,
         )
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"the NPU assembly needs .node, .machine and .sizes: {error}.") from error
+    except (ValueError, TypeError, IndexError, struct.error) as error:
+        raise ArtifactError(f"the NPU command stream holds something that is no instruction: {error}.") from error
+    if not instructions or not isinstance(instructions[-1], End):
+        raise ArtifactError(f"the NPU command stream of {stream.node!r} does not end with an end instruction.")
+    return stream

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from graphopt.targets.npu import cycles
-from graphopt.targets.npu.isa import CONSTANTS, INPUT, OUTPUT, PARAMETER_BYTES, Exec, Load, Store
+from graphopt.targets.npu.isa import ACTIVATIONS, CONSTANTS, PARAMETER_BYTES, Exec, Load, Store
 from graphopt.targets.npu.layer import Geometry
 from graphopt.targets.npu.machine import Machine, Systolic
 
@@ -19,7 +19,10 @@ SLOTS = 2  # every buffer exists twice: one is filled while the other is used
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Largest extent of a tile along each axis. `weights_outer`: weights stay while inputs pass, else vice versa."""
+    """Largest extent of a tile along each axis. `weights_outer`: weights stay while inputs pass, else vice versa.
+
+    `held`: all weights of a group stay in the scratchpad. `cycles`: the estimate for the whole layer.
+    """
 
     groups: int
     oc: int
@@ -27,34 +30,54 @@ class Tiling:
     oh: int
     ow: int
     weights_outer: bool
+    held: bool = False
+    cycles: int = dataclasses.field(default=0, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Near:
+    """Where a layer's tensors lie: in the scratchpad as a whole (then it needs no buffers for them), or in DRAM."""
+
+    input: bool = False
+    output: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Buffers:
-    """Bytes of one slot of each buffer."""
+    """Bytes of one slot of each buffer, and how many there are of weights and parameters; `SLOTS` of each other."""
 
     input: int
     weights: int
     parameters: int
     output: int
     acc: int
+    weight_slots: int = SLOTS
+    parameter_slots: int = SLOTS
 
     @property
     def scratchpad(self) -> int:
         """Bytes of scratchpad that all slots take."""
-        return SLOTS * (self.input + self.weights + self.parameters + self.output)
+        constants = self.weight_slots * self.weights + self.parameter_slots * self.parameters
+        return SLOTS * (self.input + self.output) + constants
 
 
-def buffers(geometry: Geometry, tiling: Tiling) -> Buffers:
+FAR = Near()
+
+
+def buffers(geometry: Geometry, tiling: Tiling, near: Near = FAR) -> Buffers:
     """What a full tile needs."""
+    g = geometry
     channels, positions = tiling.groups * tiling.oc, tiling.oh * tiling.ow
-    window = window_extent(geometry, tiling.oh, tiling.ow)
+    window = window_extent(g, tiling.oh, tiling.ow)
+    outer, inner = -(-g.oc // tiling.oc), -(-g.cin // tiling.cin)
     return Buffers(
-        input=_align(tiling.groups * tiling.cin * window[0] * window[1]),
-        weights=_align(channels * tiling.cin * geometry.kh * geometry.kw),
-        parameters=_align(channels * PARAMETER_BYTES),
-        output=_align(channels * positions * geometry.output_size),
-        acc=_align(4 * channels * positions),
+        input=0 if near.input else align(tiling.groups * tiling.cin * window[0] * window[1]),
+        weights=align(-(-channels * tiling.cin * g.kh * g.kw * g.weight_bits // 8)),
+        parameters=align(channels * PARAMETER_BYTES),
+        output=0 if near.output else align(channels * positions * g.output_size),
+        acc=align(4 * channels * positions),
+        weight_slots=max(outer * inner, SLOTS) if tiling.held else SLOTS,
+        parameter_slots=SLOTS if tiling.weights_outer else max(outer, SLOTS),
     )
 
 
@@ -65,66 +88,84 @@ def window_extent(geometry: Geometry, oh: int, ow: int) -> tuple[int, int]:
     return rows, columns
 
 
-@lru_cache(maxsize=4096)
-def choose(geometry: Geometry, machine: Machine) -> Tiling:
-    """The tiling with the fewest estimated cycles.
+@lru_cache(maxsize=1 << 14)
+def choose(geometry: Geometry, machine: Machine, budget: int = 0, near: Near = FAR) -> Tiling:
+    """The tiling with the fewest estimated cycles. `budget`: bytes of scratchpad to use, 0 for all there are.
 
     Raises:
-        ValueError: not even the smallest tile fits the machine.
+        ValueError: not even the smallest tile fits.
     """
-    array = machine.array
+    array, budget = machine.array, budget or machine.scratchpad_bytes
     steps = (array.columns, array.rows, 1) if isinstance(array, Systolic) else (array.channels, array.depth, 2)
     fitting: list[Tiling] = []
-    for oc_step, cin_step, row_step in (steps, (1, 1, 1)):  # tiles that leave the array idle only where none else fits
-        candidates = _candidates(geometry, oc_step, cin_step, row_step)
-        fitting = fitting or [tiling for tiling in candidates if _fits(geometry, tiling, machine)]
-    whole = [tiling for tiling in fitting if tiling.cin == geometry.cin]  # sums in parts only where they must be
-    best = min(whole or fitting, key=lambda tiling: _estimate(geometry, tiling, machine), default=None)
-    if best is None:
+    for whole_sums in (True, False):  # sums in parts only where they must be
+        for oc_step, cin_step, row_step in (steps, (1, 1, 1)):  # tiles that leave the array idle only where none fits
+            candidates = _candidates(geometry, oc_step, cin_step, row_step, machine.accumulator_bytes, whole_sums)
+            fitting = fitting or [t for t in candidates if buffers(geometry, t, near).scratchpad <= budget]
+    if not fitting:
         raise ValueError(f"no tile of it fits the scratchpad or the accumulators of {machine.name!r}")
-    return best
+    most = 4 * min(_tiles(geometry, t) for t in fitting)
+    near_most = [t for t in fitting if _tiles(geometry, t) <= most]
+    estimates = [(_estimate(geometry, t, machine, near), n) for n, t in enumerate(near_most)]
+    least, best = min(estimates)
+    return dataclasses.replace(near_most[best], cycles=int(least))
 
 
-def _fits(geometry: Geometry, tiling: Tiling, machine: Machine) -> bool:
-    need = buffers(geometry, tiling)
-    return need.scratchpad <= machine.scratchpad_bytes and SLOTS * need.acc <= machine.accumulator_bytes
+def _tiles(g: Geometry, t: Tiling) -> int:
+    return -(-g.groups // t.groups) * -(-g.oc // t.oc) * -(-g.cin // t.cin) * -(-g.oh // t.oh) * -(-g.ow // t.ow)
 
 
-def _candidates(geometry: Geometry, oc_step: int, cin_step: int, row_step: int) -> Iterable[Tiling]:
+def _candidates(
+    geometry: Geometry, oc_step: int, cin_step: int, row_step: int, acc_bytes: int, whole_sums: bool
+) -> Iterable[Tiling]:
+    """Tiles whose two slots of accumulators fit."""
+    most = acc_bytes // SLOTS // 4
     heights = _sizes(geometry.oh, row_step)
     widths = _sizes(geometry.ow, row_step)
-    blocks = [(groups, geometry.oc, geometry.cin) for groups in _sizes(geometry.groups, 1) if groups > 1]
-    blocks += [(1, oc, cin) for oc in _sizes(geometry.oc, oc_step) for cin in _sizes(geometry.cin, cin_step)]
-    for (groups, oc, cin), oh, ow in itertools.product(blocks, heights, widths):
-        if ow < geometry.ow and oh > row_step:
-            continue  # rows are cut only when a single one is too long
-        yield Tiling(groups, oc, cin, oh, ow, weights_outer=True)
-        yield Tiling(groups, oc, cin, oh, ow, weights_outer=False)
+    sums = [geometry.cin] if whole_sums else [c for c in _sizes(geometry.cin, cin_step) if c < geometry.cin]
+    blocks = [
+        (groups, geometry.oc, cin)
+        for groups in _sizes(geometry.groups, 1)
+        if groups > 1
+        for cin in sums
+        if cin == geometry.cin
+    ]
+    blocks += [(1, oc, cin) for oc in _sizes(geometry.oc, oc_step) for cin in sums]
+    for (groups, oc, cin), oh in itertools.product(blocks, heights):
+        if groups * oc * oh * min(row_step, geometry.ow) > most:
+            continue
+        for ow in widths:
+            if (ow < geometry.ow and oh > row_step) or align(4 * groups * oc * oh * ow) > most * 4:
+                continue  # rows are cut only when a single one is too long
+            yield Tiling(groups, oc, cin, oh, ow, weights_outer=True)
+            if geometry.oh > oh or geometry.ow > ow or geometry.batch > 1:
+                yield Tiling(groups, oc, cin, oh, ow, weights_outer=False)
+                if groups == 1:
+                    yield Tiling(groups, oc, cin, oh, ow, weights_outer=False, held=True)
 
 
+@lru_cache(maxsize=4096)
 def _sizes(whole: int, step: int) -> list[int]:
     """The whole, and about its half, third, quarter, sixth... rounded up to `step`."""
-    parts = (
-        -(-whole // n)
-        for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 4096, 1 << 14, whole)
-    )
+    parts = (-(-whole // n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024, 4096, whole))
     return sorted({min(whole, -(-part // step) * step) for part in parts}, reverse=True)
 
 
-def _estimate(geometry: Geometry, tiling: Tiling, machine: Machine) -> float:
+def _estimate(geometry: Geometry, tiling: Tiling, machine: Machine, near: Near) -> float:
     """Cycles of the busiest unit, plus filling and draining the pipeline once, plus a little per tile."""
     g = geometry
     spatial = g.batch * -(-g.oh // tiling.oh) * -(-g.ow // tiling.ow)
     outer, inner = -(-g.oc // tiling.oc), -(-g.cin // tiling.cin)
     blocks = -(-g.groups // tiling.groups)
-    # How often the same tile is loaded anew: not at all where all that come between fit its two slots.
-    weights_again = 1 if (tiling.weights_outer and inner <= SLOTS) or outer * inner <= SLOTS else spatial
+    # How often the same tile is loaded anew: not at all where all that come between fit its slots.
+    once = tiling.held or (tiling.weights_outer and inner <= SLOTS) or outer * inner <= SLOTS
+    weights_again = 1 if once else spatial
     inputs_again = 1 if (not tiling.weights_outer and inner <= SLOTS) or spatial * inner <= SLOTS else outer
     weights, source, result = _transfers(g, tiling)
     constants, activations = machine.memory("constants"), machine.memory("activations")
     load_weights = cycles.transfer_cycles(constants, weights)
-    load_input = cycles.transfer_cycles(activations, source)
-    store = cycles.transfer_cycles(activations, result)
+    load_input = 0 if near.input else cycles.transfer_cycles(activations, source)
+    store = 0 if near.output else cycles.transfer_cycles(activations, result)
     tiles = blocks * spatial * outer
     ports: dict[str, int] = {}
     for memory, busy in (
@@ -134,36 +175,36 @@ def _estimate(geometry: Geometry, tiling: Tiling, machine: Machine) -> float:
         ports[memory.name] = ports.get(memory.name, 0) + busy
     array = cycles.exec_cycles(machine, full_window(g, tiling))
     vector = cycles.vector_cycles(machine, tiling.groups * tiling.oc, tiling.oh * tiling.ow)
-    once = max(load_weights, load_input) + array + vector + store
-    return max(tiles * inner * array, tiles * vector, *ports.values()) + once + PER_TILE * tiles * inner
+    start = max(load_weights, load_input) + array + vector + store
+    return max(tiles * inner * array, tiles * vector, *ports.values()) + start + PER_TILE * tiles * inner
 
 
 def _transfers(g: Geometry, tiling: Tiling) -> tuple[Load, Load, Store]:
     """The transfers of a full tile, addresses left out: weights, input, output."""
-    taps, channels, size = g.kh * g.kw, tiling.groups * tiling.oc, g.output_size
-    weights = Load(CONSTANTS, 0, 0, 1, channels, tiling.cin * taps, 0, g.cin * taps, 0, 0)
+    channels, size = tiling.groups * tiling.oc, g.output_size
+    bits = channels * tiling.cin * g.kh * g.kw * g.weight_bits
+    weights = Load(CONSTANTS, 0, 0, 1, 1, -(-bits // 8), 0, 0, 0, 0)
     if g.channels_last:
-        source = Load(INPUT, 0, 0, 1, tiling.ow, tiling.cin, 0, g.cin, 0, 0)
-        return weights, source, Store(OUTPUT, 0, 0, 1, tiling.ow, channels * size, 0, g.oc * size, 0, 0)
+        source = Load(ACTIVATIONS, 0, 0, 1, tiling.ow, tiling.cin, 0, g.cin, 0, 0)
+        return weights, source, Store(ACTIVATIONS, 0, 0, 1, tiling.ow, channels * size, 0, g.oc * size, 0, 0)
     rows, columns = window_extent(g, tiling.oh, tiling.ow)
     rows, columns = min(rows, g.ih), min(columns, g.iw)
-    source = Load(INPUT, 0, 0, tiling.groups * tiling.cin, rows, columns, g.ih * g.iw, g.iw, 0, 0)
-    return (
-        weights,
-        source,
-        Store(OUTPUT, 0, 0, channels, tiling.oh, tiling.ow * size, g.oh * g.ow * size, g.ow * size, 0, 0),
-    )
+    source = Load(ACTIVATIONS, 0, 0, tiling.groups * tiling.cin, rows, columns, g.ih * g.iw, g.iw, 0, 0)
+    plane = g.oh * g.ow * size
+    result = Store(ACTIVATIONS, 0, 0, channels, tiling.oh, tiling.ow * size, plane, g.ow * size, 0, 0)
+    return weights, source, result
 
 
 def full_window(geometry: Geometry, tiling: Tiling) -> Exec:
     """The `exec` of a full tile, addresses left out."""
     return Exec(
-        flags=0, input_zero=0, weight_zero=0, input=0, weights=0, acc=0,
+        input_zero=0, weight_zero=0, input=0, weights=0, acc=0,
         groups=tiling.groups, cin=tiling.cin, oc=tiling.oc, oh=tiling.oh, ow=tiling.ow,
         kh=geometry.kh, kw=geometry.kw,
         channel_stride=0, row_stride=0, column_stride=0, kernel_row_stride=0, kernel_column_stride=0,
     )  # fmt: skip
 
 
-def _align(size: int) -> int:
+def align(size: int) -> int:
+    """`size` rounded up to `ALIGN`."""
     return -(-size // ALIGN) * ALIGN

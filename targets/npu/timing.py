@@ -1,20 +1,33 @@
-"""When each instruction of a stream starts and ends: decoupled engines with interlocks.
+"""When each instruction of a stream starts and ends: an event simulation of its queues and semaphores.
 
-Engines (one load queue per memory, array, vector unit, store queue) work through their instructions in order and
-beside each other. An instruction starts when its engine is free and every earlier instruction that touches an
-overlapping range of scratchpad or accumulators, one of the two writing, has ended. A memory has one port that
-transfers share: one that comes earlier in the stream goes first, later ones fill the gaps it leaves. Latency delays
-a transfer's end but not the next one's start.
+A queue's words start in order, one when the unit is done with the one before. A word starts when its tokens are there.
+A memory has one port that transfers share: whichever asks first goes first. Latency delays a transfer's end but not
+the next one's start.
 """
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-from typing import ClassVar
+from functools import lru_cache
+from typing import NamedTuple
 
+from graphopt.errors import ArtifactError
 from graphopt.targets.npu import cycles
-from graphopt.targets.npu.isa import CONSTANTS, Exec, Fill, Instruction, Load, Store, Touch, Vector, touches
+from graphopt.targets.npu.isa import (
+    CONSTANTS,
+    QUEUES,
+    Add,
+    Exec,
+    Fill,
+    Load,
+    Lookup,
+    Pool,
+    Requant,
+    Store,
+    Word,
+    queue_of,
+    tokens,
+)
 from graphopt.targets.npu.machine import Machine, Memory
 from graphopt.targets.npu.stream import Stream
 
@@ -39,99 +52,185 @@ class Timing:
         return max(self.busy, key=lambda engine: self.busy[engine], default="none")
 
 
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Cycle in which each word of a stream starts and has finished; `ready`: when its queue had come to it."""
+
+    start: list[int]
+    finish: list[int]
+    ready: list[int]
+
+    @property
+    def cycles(self) -> int:
+        """When the last word has finished."""
+        return max(self.finish, default=0)
+
+
+class _Work(NamedTuple):
+    """What a word asks of the machine."""
+
+    engine: str
+    memory: Memory | None
+    cycles: int
+
+
 def time_stream(stream: Stream, machine: Machine) -> Timing:
-    """Simulate the events of `stream` on `machine`."""
-    clock = _Clock()
+    """Simulate the events of `stream` on `machine`, and add up what the engines did.
+
+    Raises:
+        ArtifactError: words wait for tokens that never come.
+    """
     read = {"constants": 0, "activations": 0}
+    busy: dict[str, int] = {}
     written = macs = 0
-    for instruction in stream.instructions:
-        engine, memory, duration = _work(instruction, machine)
-        clock.issue(instruction, engine, memory, duration)
-        if isinstance(instruction, Load):
-            space = "constants" if instruction.space == CONSTANTS else "activations"
-            read[space] += instruction.planes * instruction.rows * instruction.size
-        elif isinstance(instruction, Store):
-            written += instruction.planes * instruction.rows * instruction.size
-        elif isinstance(instruction, Exec):
-            macs += cycles.macs(instruction)
-    return Timing(clock.end, macs, clock.busy, read, written)
+    for word in stream.instructions:
+        work = _work(word, machine)
+        if work.cycles:
+            busy[work.engine] = busy.get(work.engine, 0) + work.cycles
+        if work.memory is not None:
+            port = f"port {work.memory.name}"
+            busy[port] = busy.get(port, 0) + work.cycles
+        if isinstance(word, Store):
+            written += word.planes * word.rows * word.size
+        elif isinstance(word, Load):
+            space = "constants" if word.space == CONSTANTS else "activations"
+            read[space] += word.planes * word.rows * word.size
+        elif isinstance(word, Exec):
+            macs += cycles.macs(word)
+    return Timing(schedule(stream, machine).cycles, macs, busy, read, written)
 
 
-def _work(instruction: Instruction, machine: Machine) -> tuple[str, Memory | None, int]:
-    """Engine, memory whose port is used, and cycles."""
-    if isinstance(instruction, Load):
-        memory = machine.memory("constants" if instruction.space == CONSTANTS else "activations")
-        return f"load {memory.name}", memory, cycles.transfer_cycles(memory, instruction)
-    if isinstance(instruction, Store):
-        memory = machine.memory("activations")
-        return "store", memory, cycles.transfer_cycles(memory, instruction)
-    if isinstance(instruction, Fill):
-        size = instruction.planes * instruction.rows * instruction.size
-        return f"load {machine.memory('activations').name}", None, cycles.fill_cycles(machine, size)
-    if isinstance(instruction, Exec):
-        return "exec", None, cycles.exec_cycles(machine, instruction)
-    if isinstance(instruction, Vector):
-        return "vector", None, cycles.vector_cycles(machine, instruction.channels, instruction.positions)
-    return "end", None, 0
+@lru_cache(maxsize=256)
+def schedule(stream: Stream, machine: Machine) -> Schedule:
+    """When each word starts and has finished.
+
+    Raises:
+        ArtifactError: words wait for tokens that never come.
+    """
+    clock = _Clock(stream, machine)
+    segment: list[list[int]] = [[] for _ in QUEUES]
+    for number, word in enumerate(stream.instructions):
+        queue = queue_of(word)
+        if queue is not None:
+            segment[queue].append(number)
+            continue
+        clock.run(segment)
+        clock.barrier(number)
+        segment = [[] for _ in QUEUES]
+    clock.run(segment)
+    return Schedule(clock.start, clock.finish, clock.ready)
 
 
 class _Clock:
-    """The time of every engine and port, and until when each range of bytes is in use."""
+    """The time of every queue and port, and the tokens between queues: when each was given."""
 
-    def __init__(self) -> None:
-        self.end = 0
-        self.busy: dict[str, int] = {}
-        self._free: dict[str, int] = {}
-        self._ports: dict[str, _Port] = {}
-        self._touched: dict[str, dict[tuple[int, int, bool], int]] = {"scratchpad": {}, "accumulator": {}}
+    def __init__(self, stream: Stream, machine: Machine) -> None:
+        count = len(stream.instructions)
+        self.start, self.finish, self.ready = [0] * count, [0] * count, [0] * count
+        self._words, self._machine, self._node = stream.instructions, machine, stream.node
+        self._free = [0] * len(QUEUES)
+        self._ports: dict[str, int] = {}
+        self._given: list[list[list[int]]] = [[[] for _ in QUEUES] for _ in QUEUES]  # [to][from]
+        self._taken = [[0] * len(QUEUES) for _ in QUEUES]
 
-    def issue(self, instruction: Instruction, engine: str, memory: Memory | None, duration: int) -> None:
-        """Start `instruction` as early as engine, hazards and port allow."""
-        touched = [touch for touch in touches(instruction) if not touch.memory.startswith("space")]
-        start = self._free.get(engine, 0)
-        for touch in touched:
-            start = self._after_hazards(touch, start)
-        latency = 0
-        if memory is not None:
-            port = f"port {memory.name}"
-            start = self._ports.setdefault(port, _Port()).reserve(start, duration)
-            self.busy[port] = self.busy.get(port, 0) + duration
-            latency = memory.latency_cycles
-        self._free[engine] = start + duration
-        if duration:
-            self.busy[engine] = self.busy.get(engine, 0) + duration
-        finish = start + duration + latency
-        self.end = max(self.end, finish)
-        for touch in touched:
-            users, key = self._touched[touch.memory], (touch.start, touch.end, touch.write)
-            users[key] = max(finish, users.get(key, 0))
+    def run(self, queues: list[list[int]]) -> None:
+        """Work through the words of a stretch between two fences."""
+        at = [0] * len(queues)
+        heads: list[tuple[int, _Work] | None] = [None] * len(queues)
+        left = sum(map(len, queues))
+        while left:
+            best, best_start = -1, 0
+            for queue, numbers in enumerate(queues):
+                if at[queue] == len(numbers):
+                    continue
+                head = heads[queue]
+                if head is None:
+                    ready = self._tokens(queue, self._words[numbers[at[queue]]])
+                    if ready < 0:
+                        continue
+                    head = heads[queue] = ready, _work(self._words[numbers[at[queue]]], self._machine)
+                start, memory = head[0], head[1].memory
+                if memory is not None:
+                    start = max(start, self._ports.get(memory.name, 0))
+                if best < 0 or start < best_start:
+                    best, best_start = queue, start
+            if best < 0:
+                self._deadlock([numbers[at[q]] for q, numbers in enumerate(queues) if at[q] < len(numbers)])
+            head = heads[best]
+            assert head is not None
+            self._issue(best, queues[best][at[best]], best_start, head[1])
+            at[best] += 1
+            heads[best] = None
+            left -= 1
 
-    def _after_hazards(self, touch: Touch, start: int) -> int:
-        """The earliest time from `start` on when nobody uses the bytes of `touch` in a way that forbids it."""
-        for (first, end, write), until in self._touched[touch.memory].items():
-            if until > start and first < touch.end and touch.start < end and (write or touch.write):
-                start = until
-        return start
+    def _tokens(self, queue: int, word: Word) -> int:
+        """When queue and tokens are ready for `word`; -1 if a token is not given yet."""
+        ready = self._free[queue]
+        if word.wait:
+            given, taken = self._given[queue], self._taken[queue]
+            for source, count in enumerate(tokens(word.wait)):
+                if count:
+                    if taken[source] + count > len(given[source]):
+                        return -1
+                    ready = max(ready, given[source][taken[source] + count - 1])
+        return ready
+
+    def _issue(self, queue: int, number: int, start: int, work: _Work) -> None:
+        word = self._words[number]
+        self.ready[number] = self._free[queue]
+        end = finish = start + max(work.cycles, 1)
+        if work.memory is not None:
+            self._ports[work.memory.name] = end
+            finish += work.memory.latency_cycles
+        self._free[queue] = end
+        self.start[number], self.finish[number] = start, finish
+        if word.wait:
+            taken = self._taken[queue]
+            for source, count in enumerate(tokens(word.wait)):
+                taken[source] += count
+        if word.signal:
+            for target, count in enumerate(tokens(word.signal)):
+                self._given[target][queue] += [finish] * count
+
+    def barrier(self, number: int) -> None:
+        """All queues have come to the fence `number`."""
+        now = max(self.finish[:number], default=0)
+        self._free = [now] * len(QUEUES)
+        self.start[number] = self.finish[number] = self.ready[number] = now
+
+    def _deadlock(self, waiting: list[int]) -> None:
+        words = ", ".join(f"{number} ({self._words[number].MNEMONIC})" for number in waiting)
+        raise ArtifactError(
+            f"the command stream of {self._node!r} is in deadlock: its words {words} wait for tokens that never come."
+        )
 
 
-class _Port:
-    """When a memory's port is taken. Only the last `KEPT` stretches are remembered; before them it counts as taken."""
+def _work(word: Word, machine: Machine) -> _Work:
+    """Engine, memory whose port is used, and cycles."""
+    if isinstance(word, Store):
+        memory = machine.memory("activations")
+        return _Work("store", memory, cycles.transfer_cycles(memory, word))
+    if isinstance(word, Load):
+        memory = machine.memory("constants" if word.space == CONSTANTS else "activations")
+        return _Work(f"load {memory.name}", memory, cycles.transfer_cycles(memory, word))
+    if isinstance(word, Fill):
+        size = word.planes * word.rows * word.size
+        return _Work(f"load {machine.memory('activations').name}", None, cycles.fill_cycles(machine, size))
+    if isinstance(word, Exec):
+        return _Work("exec", None, cycles.exec_cycles(machine, word))
+    return (
+        _Work("vector", None, cycles.vector_cycles(machine, *_elements(word))) if queue_of(word) is not None else _IDLE
+    )
 
-    KEPT: ClassVar[int] = 64
 
-    def __init__(self) -> None:
-        self._taken: list[tuple[int, int]] = [(0, 0)]
+def _elements(word: Word) -> tuple[int, int]:
+    """Channels, and for each of them what the vector unit takes in."""
+    if isinstance(word, Requant):
+        return word.channels, word.rows * word.columns
+    if isinstance(word, Pool):
+        return word.planes, word.oh * word.ow * word.kh * word.kw
+    assert isinstance(word, (Add, Lookup))
+    return word.planes, word.rows * word.columns
 
-    def reserve(self, earliest: int, duration: int) -> int:
-        """Take the first gap of `duration` from `earliest` on; returns its start."""
-        start = max(earliest, self._taken[0][1])
-        place = bisect.bisect(self._taken, (start, start)) - 1
-        start = max(start, self._taken[place][1])
-        while place + 1 < len(self._taken) and self._taken[place + 1][0] < start + duration:
-            place += 1
-            start = max(start, self._taken[place][1])
-        self._taken.insert(place + 1, (start, start + duration))
-        if self._taken[place][1] == start:  # the stretch before grows
-            self._taken[place : place + 2] = [(self._taken[place][0], start + duration)]
-        del self._taken[: -self.KEPT]
-        return start
+
+_IDLE = _Work("end", None, 0)

@@ -14,7 +14,7 @@ from graphopt.targets.npu.codegen import compile_layer
 from graphopt.targets.npu.layer import Geometry, Layer, Requantise
 from graphopt.targets.npu.machine import Machine, load_machine
 from graphopt.targets.npu.numerics import pack_parameters, requantise
-from graphopt.targets.npu.simulator import run_stream
+from graphopt.targets.npu.simulator import execute
 
 EDGE, GEMMINI = load_machine("edge"), load_machine("gemmini-16")
 # So small that layers of a few hundred bytes are cut along every axis.
@@ -133,8 +133,7 @@ def output_type(layer: Layer) -> type[np.generic]:
 
 def run(layer: Layer, machine: Machine, x: np.ndarray) -> np.ndarray:
     stream, constants = compile_layer(layer, machine)
-    out = np.full(layer.geometry.output_bytes, 0x5A, np.uint8)
-    run_stream(stream, machine, (constants, x.view(np.uint8).ravel(), out))
+    (out,) = execute(stream, machine, constants, [x])
     g = layer.geometry
     shape = (g.ow, g.oc) if g.channels_last else (g.batch, g.groups * g.oc, g.oh, g.ow)
     return out.view(output_type(layer)).reshape(shape)

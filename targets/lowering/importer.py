@@ -102,15 +102,18 @@ class _Importer(ONNXGraphImporter):
 
 def _call_packed(node: ir.Node, inputs: list[Any]) -> relax.Expr:
     """The call an `EXTERNAL` node stands for; symbolic dimensions of its result are those of its first input."""
-    (output,) = node.outputs
     first = node.inputs[0]
-    if output.shape is None or output.dtype is None or first is None or first.shape is None:
+    if first is None or first.shape is None or any(v.shape is None or v.dtype is None for v in node.outputs):
         raise ValueError("the type of its output is not known")
     sizes = {str(dim): size for dim, size in zip(first.shape, inputs[0].ty.shape, strict=True)}
-    shape = [dim if isinstance(dim, int) else sizes[str(dim)] for dim in output.shape]
-    result = relax.TensorType(shape, str(output.dtype.numpy()))  # pyright: ignore[reportArgumentType]
+    results: list[relax.TensorType] = []
+    for output in node.outputs:
+        assert output.shape is not None
+        assert output.dtype is not None
+        shape = [dim if isinstance(dim, int) else sizes[str(dim)] for dim in output.shape]
+        results.append(relax.TensorType(shape, str(output.dtype.numpy())))  # pyright: ignore[reportArgumentType]
     symbol = str(node.attributes.get_string("symbol"))
-    return relax.call_dps_packed(symbol, relax.Tuple(list(inputs)), out_ty=result)
+    return relax.call_dps_packed(symbol, relax.Tuple(list(inputs)), out_ty=results[0] if len(results) == 1 else results)
 
 
 def _of_unknown_rank(expression: Any) -> bool:

@@ -1,7 +1,7 @@
 """The text form of a command stream: header lines, then ``mnemonic field=value ... [wait=...] [signal=...]``.
 
-``wait=exec+store*2`` takes a token of the array's queue and two of the store queue. A line ``.node NAME`` says that what
-follows computes that source node. Empty lines and ``#`` comments are skipped.
+``wait=exec+store*2`` takes a token of the array's queue and two of the store queue. A line ``.node NAME`` says that
+what follows computes that source node. Empty lines and ``#`` comments are skipped.
 """
 
 from __future__ import annotations

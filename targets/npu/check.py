@@ -29,7 +29,15 @@ from graphopt.targets.npu.isa import (
 from graphopt.targets.npu.machine import Machine
 from graphopt.targets.npu.stream import Stream
 from graphopt.targets.npu.tokens import ENOUGH, History
-from graphopt.targets.npu.touches import ACCUMULATORS, DRAM_ACTIVATIONS, DRAM_CONSTANTS, MEMORIES, SCRATCHPAD, Touch, touches
+from graphopt.targets.npu.touches import (
+    ACCUMULATORS,
+    DRAM_ACTIVATIONS,
+    DRAM_CONSTANTS,
+    MEMORIES,
+    SCRATCHPAD,
+    Touch,
+    touches,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -62,7 +70,7 @@ def check(stream: Stream, machine: Machine) -> None:
         if queue is None:
             continue
         touched = touches(word)
-        fault = _bounds(touched, written) or _order(touched, queue, clocks[at], history)
+        fault = _bounds(word, touched, written) or _order(touched, queue, clocks[at], history)
         if fault:
             raise LoweringError(f"the command stream of {stream.node!r} is wrong at word {at}, {word}: {fault}.")
         _mark(word, written)
@@ -142,16 +150,23 @@ def _order(touched: list[Touch], queue: int, clock: tuple[int, ...], history: Hi
     return None
 
 
-def _bounds(touched: list[Touch], written: dict[int, Array]) -> str | None:
+def _bounds(word: Word, touched: list[Touch], written: dict[int, Array]) -> str | None:
     for touch in touched:
         name, valid = MEMORIES[touch.memory], written[touch.memory]
         if touch.end > valid.size:
             return f"it reaches byte {touch.end} of the {valid.size} of the {name}"
         if touch.memory == DRAM_CONSTANTS and touch.write:
             return "it writes constants"
-        if not touch.write and not valid[touch.start : touch.end].all():
+        if touch.write or valid[touch.start : touch.end].all():
+            continue
+        if not isinstance(word, Store) or not _block(word, valid).all():  # a store may lie between bytes yet to come
             return f"it reads bytes of the {name} that nobody wrote"
     return None
+
+
+def _block(i: Store, pad: Array) -> Array:
+    """The bytes of the scratchpad that a store reads."""
+    return np.ndarray((i.planes, i.rows, i.size), np.bool_, pad, i.pad, (i.plane_stride, i.row_stride, 1))
 
 
 def _mark(i: Word, written: dict[int, Array]) -> None:

@@ -65,7 +65,8 @@ def compile_program(program: Program, machine: Machine) -> tuple[Stream, Array]:
     sources: list[Source] = []
     for at, (op, tile) in enumerate(zip(program.ops, placement.tiles, strict=True)):
         emitter.begin(at)
-        sources.append(Source(len(emitter.words), op.name))
+        if not sources or sources[-1].node != op.name:
+            sources.append(Source(len(emitter.words), op.name))
         if isinstance(op, Contract):
             assert isinstance(tile, Tiling)
             _Contraction(emitter, at, op, tile, mode).emit()
@@ -236,13 +237,13 @@ def _window(emitter: Emitter, op: Window, n: int, c: Span, y: Span, x: Span, mod
     source = emitter.read("input", op.input, n, c, rows, columns, pool_fill(op))
     target = emitter.result(op.output, n, c, y, x)
     count = op.kernel[0] * op.kernel[1]
-    scale = (0, 0) if op.maximum else numerics.pack_mean(op.scale, count, mode)
+    scale, shift = (0, 0) if op.maximum else numerics.pack_mean(op.scale, count, mode)
     flags = (MAXIMUM if op.maximum else 0) | (SIGNED_INPUT if op.quantum.signed else 0)
     emitter.words.append(
         Pool(
             *(source.address, target.address, c[1], y[1], x[1], *op.kernel, *op.stride),
             *(source.plane, source.row, target.plane, target.row),
-            *(*scale, op.quantum.zero & 255, *_bounds(op.result)),
+            *(scale, shift, op.quantum.zero & 255, *_bounds(op.result)),
             flags=flags | (SIGNED_OUTPUT if op.result.signed else 0),
         )
     )

@@ -18,8 +18,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from graphopt.targets.npu.cycles import macs, systolic_ways
-from graphopt.targets.npu.isa import CONSTANTS, RAW_OUTPUT, Exec, Fill, Instruction, Load, Store, Vector
+from graphopt.targets.npu.isa import CONSTANTS, RAW_OUTPUT, VECTOR, Exec, Fill, Load, Requant, Word, queue_of
 from graphopt.targets.npu.machine import DotProduct, Energy, Machine, Systolic
+from graphopt.targets.npu.timing import moved
 
 
 @dataclasses.dataclass
@@ -33,11 +34,11 @@ class Events:
     memory: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
 
 
-def count(instructions: Iterable[Instruction], machine: Machine) -> Events:
+def count(instructions: Iterable[Word], machine: Machine) -> Events:
     """The events of a stream."""
     events = Events(memory=dict.fromkeys((memory.name for memory in machine.memories), 0))
     for i in instructions:
-        if isinstance(i, Fill | Load | Store):
+        if isinstance(i, Fill | Load):
             size = i.planes * i.rows * i.size
             events.scratchpad += size
             if not isinstance(i, Fill):
@@ -48,11 +49,15 @@ def count(instructions: Iterable[Instruction], machine: Machine) -> Events:
             scratchpad, accumulator = array_bytes(machine.array, *product(i))
             events.scratchpad += i.groups * scratchpad
             events.accumulator += i.groups * accumulator
-        elif isinstance(i, Vector):
-            elements = i.channels * i.positions
+        elif isinstance(i, Requant):
+            elements = i.channels * i.rows * i.columns
             events.vector += elements
             events.accumulator += 4 * elements
             events.scratchpad += elements * (4 if i.flags & RAW_OUTPUT else 1)
+        elif queue_of(i) == VECTOR:
+            taken, given = moved(i)
+            events.vector += taken
+            events.scratchpad += taken + given
     return events
 
 

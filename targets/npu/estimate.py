@@ -12,7 +12,7 @@ from graphopt.targets.npu.energy import Events, array_bytes, components, count
 from graphopt.targets.npu.machine import BareArray, Machine
 from graphopt.targets.npu.partition import CANDIDATES
 from graphopt.targets.npu.products import Product, product_of
-from graphopt.targets.npu.report import report
+from graphopt.targets.npu.report import extents, report
 from graphopt.targets.npu.rewrite import Offloaded, offload
 
 FREE = frozenset({"QuantizeLinear", "DequantizeLinear", "Constant", "Identity"})
@@ -24,9 +24,9 @@ def estimate_quantized(model: ir.Model, machine: Machine | BareArray) -> dict[st
     if isinstance(machine, BareArray):
         return _totals(machine, [_on_array(node, machine) for node in model.graph if node.op_type not in FREE])
     before = {str(node.name): node.op_type for node in model.graph}
-    offloaded, left = offload(model, machine)
+    offloaded, left = offload(model, machine, alone=True)
     made = report(machine, offloaded, left)
-    energies = [_energy(item, machine) for item in offloaded]
+    energies = [energy for item in offloaded for energy in _energies(item, machine)]
     on_npu = [{**node, **energy} for node, energy in zip(made["nodes"], energies, strict=True)]
     return _totals(machine, [*on_npu, *_left(model, before, left)])
 
@@ -43,9 +43,11 @@ def _totals(machine: Machine | BareArray, nodes: Sequence[Node]) -> dict[str, An
     }
 
 
-def _energy(item: Offloaded, machine: Machine) -> dict[str, Any]:
-    by = components(machine.energy, count(item.stream.instructions, machine))
-    return {"energy_uj": sum(by.values()), "energy": by}
+def _energies(item: Offloaded, machine: Machine) -> list[dict[str, Any]]:
+    """Of each source node of a region."""
+    words = item.stream.instructions
+    each = [components(machine.energy, count(words[a:b], machine)) for a, b in extents(item.stream)]
+    return [{"energy_uj": sum(by.values()), "energy": by} for by in each]
 
 
 def _left(model: ir.Model, before: Mapping[str, str], left: Mapping[str, tuple[str, str]]) -> list[Node]:

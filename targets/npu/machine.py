@@ -134,7 +134,7 @@ class Machine(_Part):
         return self
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash((self.name, self.scratchpad_bytes, self.accumulator_bytes))
 
     def memory(self, space: Space) -> Memory:
         """The memory that holds `space`."""

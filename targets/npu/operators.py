@@ -1,4 +1,4 @@
-"""Operators beside Conv, Gemm and MatMul that the vector unit computes: found between DequantizeLinear and QuantizeLinear.
+"""Operators between DequantizeLinear and QuantizeLinear, and what the NPU does for each.
 
 Each finder takes the node that yields the float value and the QuantizeLinear behind it, and returns the candidate or
 raises `RefusedError` with the reason.
@@ -140,7 +140,7 @@ def find(node: ir.Node, tables: dict[ir.Value, tuple[ir.Value, tuple[ir.Node, ..
             return _concat(body, first, node, result)
         case "Resize":
             return _resize(body, first, node, result)
-        case op if op in MOVES and len(body.inputs) > 1 or op in ("Flatten", "Squeeze", "Unsqueeze"):
+        case op if (op in MOVES and len(body.inputs) > 1) or op in ("Flatten", "Squeeze", "Unsqueeze"):
             return _move(body, first, node, result)
         case _:
             return _table(_producer(value), node, result, tables)
@@ -159,7 +159,9 @@ def _activation(value: ir.Value) -> tuple[ir.Node, tuple[ir.Node, ...]]:
     while node.op_type in ("Relu", "Clip"):
         source = node.inputs[0]
         before = None if source is None else source.producer()
-        if before is None or before.op_type in ("DequantizeLinear", "Conv", "Gemm", "MatMul") or len(source.uses()) != 1:  # pyright: ignore[reportOptionalMemberAccess]
+        if source is None or before is None or len(source.uses()) != 1:
+            break
+        if before.op_type in ("DequantizeLinear", "Conv", "Gemm", "MatMul"):
             break
         behind.insert(0, node)
         node = before
@@ -211,7 +213,9 @@ def _pair(node: ir.Node, behind: tuple[ir.Node, ...], last: ir.Node, result: Qua
         scales = a.scale, np.float32(b.scale / result.scale)
 
     def ops(sources: Views, out: View) -> list[Op]:
-        return [Pair(str(node.name), op, *sources, out, a.quantum, b.quantum, bounds, *scales)]
+        return [
+            Pair(str(node.name), op, sources[0], sources[1], out, a.quantum, b.quantum, bounds, scales[0], scales[1])
+        ]
 
     return Candidate(node, (node, *behind, last), (a.value, b.value), result.value, ops)
 
@@ -232,7 +236,8 @@ def _table(
         if deeper is None:
             raise RefusedError("it is computed from more than one 8-bit value")
         more, again = _closure(_producer(deeper))
-        nodes = (*(n for n in more if n not in nodes), *(v.producer() for v in starts if starts[v].value is deeper), *nodes)  # pyright: ignore[reportAssignmentType]
+        between = [_producer(v) for v in starts if starts[v].value is deeper]
+        nodes = (*(n for n in (*more, *between) if n not in nodes), *nodes)
         starts = {v: q for v, q in starts.items() if q.value is not deeper} | again
         sources = {q.value: q for q in starts.values()}
     (source,) = sources.values()

@@ -141,7 +141,7 @@ def first_fit(items: Sequence[Item], capacity: float) -> Item | None:
 
 def _lives(program: Program) -> dict[Tensor, tuple[int, int]]:
     """First and last operator that uses each tensor; inputs live from the first one on, outputs to the last."""
-    lives = dict.fromkeys(program.inputs, (0, 0))
+    lives: dict[Tensor, tuple[int, int]] = dict.fromkeys(program.inputs, (0, 0))
     for at, op in enumerate(program.ops):
         for view in (*inputs_of(op), op.output):
             first, _ = lives.setdefault(view.tensor, (at, at))
@@ -159,8 +159,10 @@ def _borders(program: Program) -> dict[Tensor, Border | None]:
             if have is not None and not want.none and not have.none and have.fill != want.fill:
                 have = None
             if have is not None:
-                sides = (max(getattr(have, s), getattr(want, s)) for s in ("top", "left", "bottom", "right"))
-                have = Border(*sides, want.fill if have.none else have.fill)
+                fill = want.fill if have.none else have.fill
+                top, left = max(have.top, want.top), max(have.left, want.left)
+                bottom, right = max(have.bottom, want.bottom), max(have.right, want.right)
+                have = Border(top, left, bottom, right, fill)
             found[view.tensor] = have
     for op in program.ops:
         for view in (*inputs_of(op), op.output):

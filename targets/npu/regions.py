@@ -51,7 +51,7 @@ def candidates(model: ir.Model, machine: Machine) -> tuple[list[Candidate], Left
                 continue
         except (RefusedError, ValueError) as reason:
             at = node if node.op_type in CANDIDATES else node.inputs[0].producer()  # pyright: ignore[reportOptionalMemberAccess]
-            if at is not None and at.op_type != "DequantizeLinear":
+            if at is not None and at.op_type != "DequantizeLinear" and str(at.name) not in left:
                 left[str(at.name)] = at.op_type, str(reason)
             continue
         if node.op_type in CANDIDATES:
@@ -72,9 +72,7 @@ def _fits(candidate: Candidate, machine: Machine) -> None:
     if candidate.macs:
         op = _alone(candidate)
         tile_of(op, machine, machine.scratchpad_bytes, set())
-        if isinstance(op, Contract):
-            r = op.layer.requantise
-            numerics.pack_parameters(op.layer.bias, r.multiplier, machine.requantise)
+        numerics.pack_parameters(op.layer.bias, op.layer.requantise.multiplier, machine.requantise)
 
 
 def _alone(candidate: Candidate) -> Contract:
@@ -104,14 +102,14 @@ def choose(found: Sequence[Candidate], machine: Machine, cpu_gmacs: float, left:
     if not found:
         return []
     _, (near, _) = nx.minimum_cut(graph, "npu", "cpu")
-    kept = _needed([candidate for candidate in found if candidate in near])
+    kept = needed([candidate for candidate in found if candidate in near])
     for candidate in found:
         if candidate not in near:
             left[candidate.name] = candidate.anchor.op_type, "the CPU is faster at it, transfers counted"
     return kept
 
 
-def _needed(found: list[Candidate]) -> list[Candidate]:
+def needed(found: list[Candidate]) -> list[Candidate]:
     """`found` without those whose results only stand inside others, which work them out themselves."""
     owners: dict[ir.Node, list[Candidate]] = {}
     kept: list[Candidate] = []
@@ -181,4 +179,3 @@ def _reads(node: ir.Node) -> list[ir.Value]:
         if attribute.type == ir.AttributeType.GRAPH:
             values += [v for inner in attribute.as_graph().all_nodes() for v in inner.inputs if v is not None]
     return values
-

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph import add_constant, derive, fresh_name
+from graphopt.graph import add_constant, derive, fresh_name, remove_unused
 from graphopt.targets.lowering.origins import does_arithmetic_of
 from graphopt.targets.lowering.support import EXTERNAL
 from graphopt.targets.npu import regions
@@ -33,18 +33,23 @@ class Offloaded:
     stream: Stream
 
 
-def offload(model: ir.Model, machine: Machine, cpu_gmacs: float = CPU_GMACS) -> tuple[list[Offloaded], regions.Left]:
+def offload(
+    model: ir.Model, machine: Machine, cpu_gmacs: float = CPU_GMACS, *, alone: bool = False
+) -> tuple[list[Offloaded], regions.Left]:
     """Replace, in place, every region of `model` that `machine` runs.
 
+    `alone`: whatever `machine` can run, each operator as a region of its own; to see what it takes by itself.
     Returns what was offloaded, and for each node left that the NPU might have run: its operator and the reason.
     """
     found, left = regions.candidates(model, machine)
-    chosen = regions.choose(found, machine, cpu_gmacs, left)
+    chosen = regions.needed(found) if alone else regions.choose(found, machine, cpu_gmacs, left)
+    groups = [[candidate] for candidate in chosen] if alone else regions.levels(model, chosen)
     done: list[Offloaded] = []
     description: ir.Value | None = None
     known: dict[ir.Value, ir.Value] = {}
-    for number, region in enumerate(regions.levels(model, chosen)):
-        for part in _compiled(region, machine, f"region_{number}", left):
+    for number, region in enumerate(groups):
+        name = region[0].name if alone else f"region_{number}"
+        for part in _compiled(region, machine, name, left):
             if description is None:
                 description = add_constant(model.graph, "npu_machine", np.frombuffer(machine.to_json(), np.uint8))
             _replace(model.graph, part, description, known)
@@ -52,6 +57,7 @@ def offload(model: ir.Model, machine: Machine, cpu_gmacs: float = CPU_GMACS) -> 
     if done:
         model.opset_imports[EXTERNAL[0]] = 1
         model.graph.sort()
+        remove_unused(model)
     return done, left
 
 
@@ -142,7 +148,13 @@ def _replace(graph: ir.Graph, part: _Compiled, description: ir.Value, known: dic
         results.append(ir.val(fresh_name(graph, f"{candidate.result.name}_npu"), dtype=dtype, shape=ir.Shape(shape)))
     symbol = ir.AttrString("symbol", SYMBOL)
     name = fresh_name(graph, part.program.name)
-    call = ir.Node(*EXTERNAL, [description, words, constants, *(known.get(v, v) for v in part.inputs)], [symbol], name=name, outputs=results)
+    call = ir.Node(
+        *EXTERNAL,
+        [description, words, constants, *(known.get(v, v) for v in part.inputs)],
+        [symbol],
+        name=name,
+        outputs=results,
+    )
     derive(call, replaced)
     does_arithmetic_of(call, replaced)
     graph.append(call)

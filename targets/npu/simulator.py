@@ -43,12 +43,13 @@ def run_stream(stream: Stream, machine: Machine, spaces: Sequence[Array]) -> Non
     pending: dict[int, tuple[Array, Array]] = {}
     number = 0
     try:
-        for number, ends in events(stream, machine):
-            if ends:
-                target, values = pending.pop(number)
-                core.commit(words[number], target, values)
-            else:
-                pending[number] = core.start(words[number])
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that no compiler made may be anything
+            for number, ends in events(stream, machine):
+                if ends:
+                    target, values = pending.pop(number)
+                    core.commit(words[number], target, values)
+                else:
+                    pending[number] = core.start(words[number])
     except (ValueError, TypeError, IndexError) as error:  # numpy's: a view does not fit its buffer
         raise ArtifactError(
             f"instruction {number} of the command stream of {stream.node!r} touches bytes outside a memory: "

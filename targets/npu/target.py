@@ -20,14 +20,16 @@ class Npu(Target):
 
     `machine`: a preset (edge, gemmini-16, mobile-4k, tpuv1) or the path of a hardware description (TOML).
     `mcpu`: the CPU for the rest, as in the llvm target.
+    `cpu_gmacs`: how many integer multiply-adds per ns the CPU beside the NPU does; what it is faster at stays there.
     """
 
     name: ClassVar[str] = "npu"
     machine: str = "edge"
     mcpu: str = "native"
+    cpu_gmacs: float = 2.0
 
     def build(self, model: ir.Model, context: Context) -> Program:
-        """Compile the quantized Conv, Gemm and MatMul of `model` to command streams, the rest for the CPU.
+        """Compile the quantized operators of `model` to command streams, the rest for the CPU.
 
         A model without Q/DQ pairs runs on the CPU as a whole; the report says so for each node.
 
@@ -35,17 +37,15 @@ class Npu(Target):
             LoweringError: naming each operator that can't be lowered for the CPU.
             UsageError: no such machine, or its description is wrong.
         """
-        from graphopt.graph import remove_unused
         from graphopt.targets.llvm import Llvm
+        from graphopt.targets.npu.asm import disassemble
         from graphopt.targets.npu.machine import load_machine
         from graphopt.targets.npu.report import report
         from graphopt.targets.npu.rewrite import offload
-        from graphopt.targets.npu.stream import disassemble
 
         machine = load_machine(self.machine)
         model = model.clone()
-        offloaded, left = offload(model, machine)
-        remove_unused(model)
+        offloaded, left = offload(model, machine, self.cpu_gmacs)
         program = Llvm(mcpu=self.mcpu).build(model, context)
         program.report = {"npu": report(machine, offloaded, left), "cpu": program.report}
         program.files["npu/machine.json"] = json.dumps(json.loads(machine.to_json()), indent=1).encode()

@@ -8,6 +8,7 @@ the next one's start.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -80,10 +81,16 @@ def time_stream(stream: Stream, machine: Machine) -> Timing:
     Raises:
         ArtifactError: words wait for tokens that never come.
     """
+    tally = add_up(stream.instructions, machine)
+    return dataclasses.replace(tally, cycles=schedule(stream, machine).cycles)
+
+
+def add_up(words: Iterable[Word], machine: Machine) -> Timing:
+    """What the engines do for `words`, without the time between; `cycles` is 0."""
     read = {"constants": 0, "activations": 0}
     busy: dict[str, int] = {}
     written = macs = 0
-    for word in stream.instructions:
+    for word in words:
         work = _work(word, machine)
         if work.cycles:
             busy[work.engine] = busy.get(work.engine, 0) + work.cycles
@@ -97,7 +104,7 @@ def time_stream(stream: Stream, machine: Machine) -> Timing:
             read[space] += word.planes * word.rows * word.size
         elif isinstance(word, Exec):
             macs += cycles.macs(word)
-    return Timing(schedule(stream, machine).cycles, macs, busy, read, written)
+    return Timing(0, macs, busy, read, written)
 
 
 @lru_cache(maxsize=256)
@@ -227,10 +234,17 @@ def _elements(word: Word) -> tuple[int, int]:
     """Channels, and for each of them what the vector unit takes in."""
     if isinstance(word, Requant):
         return word.channels, word.rows * word.columns
+    return 1, moved(word)[0]
+
+
+def moved(word: Word) -> tuple[int, int]:
+    """Elements that a word of the vector unit other than requant takes in (pairs count as one) and yields."""
     if isinstance(word, Pool):
-        return word.planes, word.oh * word.ow * word.kh * word.kw
-    assert isinstance(word, (Add, Lookup))
-    return word.planes, word.rows * word.columns
+        result = word.planes * word.oh * word.ow
+        return result * word.kh * word.kw, result
+    assert isinstance(word, Add | Lookup)
+    result = word.planes * word.rows * word.columns
+    return result, result
 
 
 _IDLE = _Work("end", None, 0)

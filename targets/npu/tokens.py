@@ -60,7 +60,7 @@ class History:
         """Drop words up to `floor` of each queue: everyone to come has waited for them."""
         for memory, count in enumerate(self._counts):
             if count > ENOUGH:
-                self._keep(memory, (self._tables[memory][:count, 3:] > floor).any(axis=1))
+                self._keep(memory, np.any(self._tables[memory][:count, 3:] > floor, axis=1))
 
     def merge(self, floor: Sequence[int]) -> None:
         """Make one entry per queue of the words up to `floor`, which covers all their bytes: a little too much."""

@@ -122,7 +122,8 @@ def timed(geometry: Geometry, machine: Machine) -> tuple[Timing, int]:
         requantise=Requantise(np.full(channels, 0.01, np.float32), signed=True, zero=0, low=-128, high=127),
     )
     stream, constants = compile_layer(layer, machine)
-    return time_stream(stream, machine), constants.nbytes
+    assert constants.nbytes >= geometry.weight_bytes + 12 * channels
+    return time_stream(stream, machine), geometry.weight_bytes + 12 * channels
 
 
 @settings(max_examples=40, deadline=None)

@@ -15,6 +15,7 @@ from graphopt.passes.batch_norm.affine import of_batch_norm
 from graphopt.passes.batch_norm.reading import Left, is_onnx
 from graphopt.passes.correct.moments import moments
 from graphopt.passes.correct.walk import Walk, sample
+from graphopt.passes.weights import matches
 from graphopt.progress import track
 
 Array = np.ndarray[Any, Any]
@@ -26,6 +27,7 @@ class ReestimateBatchNorm(Pass):
 
     samples: how many calibration samples to run at most; their activations are held in memory.
     momentum: the part of the old statistics that stays.
+    include: node names, ``*`` allowed; all nodes by default.
 
     After weights changed (pruned, rounded), the statistics of training are those of another network. Each node gets
     ``mean = m mean + (1 - m) E[x]`` and ``var = m var + (1 - m) Var[x]`` per channel, in order of the graph, so that
@@ -40,6 +42,7 @@ class ReestimateBatchNorm(Pass):
 
     samples: Annotated[int, Field(ge=2)] = 128
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    include: tuple[str, ...] = ()
 
     def apply(self, model: ir.Model, context: Context) -> Report:
         """Facts: `moved`, by node the largest move of a mean in units of the old deviation.
@@ -51,7 +54,8 @@ class ReestimateBatchNorm(Pass):
         nodes: list[ir.Node] = []
         for node in model.graph.all_nodes():
             if is_onnx(node, "BatchNormalization"):
-                reason = _objection(node, model.graph)
+                wanted = not self.include or matches(node, self.include)
+                reason = _objection(node, model.graph) if wanted else "not included"
                 if reason is None:
                     nodes.append(node)
                 else:

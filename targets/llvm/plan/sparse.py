@@ -2,7 +2,7 @@
 
 A sparse kernel's cycles for one sample are estimated as::
 
-    tiles * (stored * (outputs * vectors * STEP + EACH) + visits * (2 * outputs * vectors + VISIT)) + TRANSFORM * turned
+    tiles * (stored * (outputs * vectors * STEP + EACH) + visits * (2 * outputs * vectors + VISIT)) + TURN * turned
 
 `stored` and `tiles` as in `Pattern`, `visits` the times that sums are taken up and laid down (blocks of input channels
 times groups of output channels), `turned` the elements of input and output that change between channels-last and
@@ -26,18 +26,18 @@ from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.kernels.gemm import Gemm
 from graphopt.targets.llvm.kernels.sparse_pattern import Lines, Pattern, grouped
-from graphopt.targets.llvm.plan.choice import EFFICIENCY, FMAS, TRANSFORM, Candidate
+from graphopt.targets.llvm.plan.choice import EFFICIENCY, FMAS, Candidate
 from graphopt.targets.llvm.plan.kernels import Kernels
 
 Array = np.ndarray[Any, Any]
 
 MOST = 0.55  # part of the weights that are not zero up to which a sparse kernel is thought of
 FULL = 0.75  # part of the stored weights that must not be zero for several output channels to share inputs
-STEP, APART, EACH, VISIT = 0.65, 1.0, 1.0, 20.0  # cycles; APART: a STEP whose vectors straddle cache lines
+STEP, APART, EACH, VISIT, TURN = 0.65, 1.0, 1.0, 20.0, 0.9  # cycles; APART: a STEP whose vectors straddle cache lines
 NEAR = 32 << 10  # bytes of the input's lines that stay in the L1 cache
 FAR = 1.6  # times a STEP whose inputs come from the L2 cache
 CACHED = 10.0  # bytes a cycle of dense weights, when they are in the L3 cache
-SURE = 0.9
+SURE = 0.85
 ACCUMULATORS = 16  # more than these, and LLVM keeps them in memory
 UNITS = 8  # pieces to share out among threads, at least
 
@@ -130,7 +130,7 @@ def _cycles(p: Pattern) -> float:
     work = p.stored * (p.outputs * p.vectors * each + EACH)
     visits = p.blocks * p.groups * (2 * p.outputs * p.vectors + VISIT)
     turned = lines.elements + p.rows * p.tiles * p.tile if lines.positions > 1 else c.ci
-    return p.tiles * (work + visits) + TRANSFORM * turned
+    return p.tiles * (work + visits) + TURN * turned
 
 
 def _dense_bound(layer: Layer, isa: Isa) -> float:

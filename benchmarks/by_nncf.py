@@ -1,4 +1,4 @@
-"""OpenVINO's own quantizer, NNCF, at its default settings; runs in an environment that has nncf and openvino.
+"""OpenVINO's own quantizer, NNCF, set as its guide says; runs in an environment that has nncf and openvino.
 
     by_nncf.py quantize MODEL.onnx RECIPE SAMPLES OUT.xml     SAMPLES: a folder of .npz, one for each batch
     by_nncf.py outputs OUT.xml SAMPLES RESULTS                the outputs of each batch, under the same name
@@ -9,6 +9,7 @@ Nothing of graphopt is imported: `one_quantized.py` starts it with the interpret
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov  # pyright: ignore[reportMissingImports]
@@ -27,6 +28,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+def attends(model: Any) -> bool:
+    """Whether a softmax goes into a product of matrices: NNCF wants to be told that a model is a transformer."""
+    softmaxes = [op for op in model.get_ops() if op.get_type_name() == "Softmax"]
+    readers = [read.get_node() for op in softmaxes for read in op.output(0).get_target_inputs()]
+    return any(reader.get_type_name() == "MatMul" for reader in readers)
+
+
 def quantize(model: str, recipe: str, samples: str, out: str) -> None:
     """Static int8 by calibration, or weights of 4 bits in groups of 32."""
     import nncf  # pyright: ignore[reportMissingImports]
@@ -35,8 +43,8 @@ def quantize(model: str, recipe: str, samples: str, out: str) -> None:
     if recipe.startswith("int4"):
         done = nncf.compress_weights(opened, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=32)
     else:
-        files = batches(samples)
-        done = nncf.quantize(opened, nncf.Dataset(files, read), subset_size=len(files))
+        files, kind = batches(samples), nncf.ModelType.TRANSFORMER if attends(opened) else None
+        done = nncf.quantize(opened, nncf.Dataset(files, read), subset_size=len(files), model_type=kind)
     ov.save_model(done, out, compress_to_fp16=False)
 
 

@@ -239,7 +239,7 @@ def build(
 
     target = make_target(target) if isinstance(target, str) else target
     program = mixed.build(target, result.model, Context(seed=seed), fallback=fallback)
-    report = {"passes": [step_report(step) for step in result.steps], "target": program.report}
+    report = {"passes": [_repeatable(step_report(step)) for step in result.steps], "target": program.report}
     return program, Parts(target=str(spec_of(target)), before=before, after=result.model, report=report)
 
 
@@ -258,6 +258,12 @@ def compile_result(
 
     program, parts = build(before, result, target, seed=seed, fallback=fallback)
     return artifact.assemble(program, **parts, keep_source=keep_source, threads=threads)
+
+
+def _repeatable(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what was measured on the way: equal inputs and options give equal artifacts."""
+    facts = {name: fact for name, fact in report["facts"].items() if name != "peak_rss_bytes"}
+    return {key: value for key, value in report.items() if key != "seconds"} | {"facts": facts}
 
 
 def step_report(step: Step) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def compile_(
     import time
 
     from graphopt import artifact
-    from graphopt.api import build, open_model
+    from graphopt.api import build, open_model, step_report
     from graphopt.atomic import check_writable
     from graphopt.cli.account import print_steps, totals
     from graphopt.cli.report import first_batch, write_page
@@ -84,7 +84,7 @@ def compile_(
                 "bytes": output.stat().st_size,
                 "before": totals(before),
                 "after": totals(result.model),
-                "passes": parts["report"]["passes"],
+                "passes": [step_report(step) for step in result.steps],
                 "report": program.report,
             }
         )

@@ -1,6 +1,9 @@
 """Calibration as a step of its own: streamed, in constant memory, saved, and refused where it is stale."""
 
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -74,6 +77,33 @@ def test_saved_statistics_make_the_same_file(tmp_path):
     for name, result in (("a", direct), ("b", saved)):
         ir.save(result, tmp_path / f"{name}.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_the_same_files_from_another_process(tmp_path):
+    """Byte for byte, the quantized model and the artifact, whatever the order of Python's sets."""
+    code = """
+import sys, numpy, graphopt
+from graphopt import models
+from graphopt.graph import save
+from graphopt.pipeline import PRESETS
+image = numpy.concatenate([feeds["image"] for feeds in models.get("digits").calibration()])[:24]
+data = {"image": image}
+for preset, pipeline in PRESETS.items():
+    if preset.startswith("int"):
+        model = graphopt.optimize(models.get("digits").path(), pipeline, calibration=data, verify=False)
+        save(model, f"{sys.argv[1]}-{preset}.onnx")
+program = graphopt.compile(models.get("digits").path(), "llvm", PRESETS["int8"], calibration=data, verify=False)
+program.save(sys.argv[1] + ".gopt")
+"""
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / seed)],
+            env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    names = ["-int8.onnx", "-int8-dynamic.onnx", "-int4-weights.onnx", ".gopt"]
+    for name in names:
+        assert (tmp_path / f"1{name}").read_bytes() == (tmp_path / f"2{name}").read_bytes(), name
 
 
 def test_stale_damaged_and_missing_statistics_are_refused(tmp_path):

@@ -32,7 +32,7 @@ LOPSIDED = 64.0
 class InsertQdq(Pass):
     """Inserts calibrated QuantizeLinear/DequantizeLinear pairs for static int8 execution.
 
-    activations: "uint8" and "uint16" asymmetric, "int8", "int16" and "float8e4m3fn" symmetric; one scale per tensor.
+    activations: "uint8" and "uint16" asymmetric, the others symmetric; one scale per tensor.
         float8 is the weights' type as well, and 16 bits need opset 21: the model is raised to it.
     weight_bits: 8, or fewer for head room. By default 8, but 7 where it is known that the model is compiled for x86
         without VNNI: with these the fastest kernels can't saturate.
@@ -51,7 +51,7 @@ class InsertQdq(Pass):
     name: ClassVar[str] = "insert-qdq"
     preserves: ClassVar[Preserves] = LOSSY
 
-    activations: Literal["uint8", "int8", "uint16", "int16", "float8e4m3fn"] = "uint8"
+    activations: Literal["uint8", "int8", "uint16", "int16", "float8e4m3fn", "float8e5m2"] = "uint8"
     weight_bits: Annotated[int, Field(ge=2, le=8)] | None = None
     observer: Observer = "mse"
     power_of_two: bool = False

@@ -21,7 +21,7 @@ def test_the_public_names_are_these():
     """Adding a name is a promise, and removing one breaks users: change this list with the CHANGELOG."""
     assert graphopt.__all__ == [
         "EXACT", "LOSSY", "Context", "Executable", "GraphoptError", "Pass", "Preserves", "Program", "Report", "Target",
-        "compile", "export", "load", "optimize", "tolerance",
+        "compile", "export", "fine_tune", "load", "optimize", "tolerance",
     ]  # fmt: skip
     for name in graphopt.__all__:
         assert getattr(graphopt, name).__doc__ or name in ("EXACT", "LOSSY")

@@ -158,7 +158,7 @@ def test_the_digest_sees_weights_edges_and_attributes_and_not_provenance():
     assert len({digest(m) for m in (one, two, three)}) == 3
 
 
-@pytest.mark.parametrize("activations", ["uint16", "int16", "float8e4m3fn"])
+@pytest.mark.parametrize("activations", ["uint16", "int16", "float8e4m3fn", "float8e5m2"])
 def test_other_activations_run_in_onnxruntime(activations):
     from graphopt import oracle
 
@@ -167,7 +167,8 @@ def test_other_activations_run_in_onnxruntime(activations):
         InsertQdq(activations=activations, observer="minmax"), m, Context(calibration=Batches(lambda: [feeds]))
     )
     want, got = oracle.run(m, feeds)["y"], oracle.run(after, feeds)["y"]
-    assert 0 < np.abs(want - got).max() < (0.06 if "float" in activations else 0.01) * np.ptp(want)
+    bound = {"float8e4m3fn": 0.06, "float8e5m2": 0.12}.get(activations, 0.01)
+    assert 0 < np.abs(want - got).max() < bound * np.ptp(want)
 
 
 def test_one_scale_per_weight_where_asked():

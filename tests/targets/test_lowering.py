@@ -179,3 +179,13 @@ REFUSED = {
 def test_what_would_be_computed_wrongly_is_refused(reason):
     with pytest.raises(LoweringError, match=reason):
         lower(from_text(f"{HEADER} g {REFUSED[reason]}"))
+
+
+def test_denormal_numbers_are_zero_in_the_program_and_others_are_untouched():
+    """A dead channel's bias of 1e-39 made the next layer fifty times slower."""
+    b = np.array([1e-39, -1e-39, 1.2e-38, -1.0], np.float32)
+    text = f"{HEADER} g (float[N,3,8,8] x, float[4,3,3,3] w, float[4] b) => (float[N,4,6,6] y) {{ y = Conv(x, w, b) }}"
+    model = from_text(text, b=b, **weights(w=(4, 3, 3, 3)))
+    lowered = lower(model)
+    np.testing.assert_array_equal(lowered.weights["b"], np.array([0, 0, 1.2e-38, -1.0], np.float32))
+    np.testing.assert_array_equal(model.graph.initializers["b"].const_value.numpy(), b)

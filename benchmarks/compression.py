@@ -7,8 +7,9 @@
 `float` and `compressed` are the metric on `n` held-out labels, `agreement` the part of those samples where both models'
 first outputs have their largest score in the same place. `speedup` is the median over interleaved rounds of the time of
 graphopt's own float program (preset O2, llvm target) / that of the compressed model's, `speedup_vs_onnxruntime` that of
-onnxruntime on the float model. `size_ratio` is that of the ONNX files, `macs_ratio` that of the multiply-accumulates:
-the speed-up that they alone predict is its inverse. `seconds` is how long the recipe took.
+onnxruntime on the float model. `size_ratio` is that of the ONNX files, `artifact_ratio` that of the artifacts (zeros take
+space in an ONNX file, and next to none in an artifact), `macs_ratio` that of the multiply-accumulates: the speed-up that
+they alone predict is its inverse. `seconds` is how long the recipe took.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ Row = dict[str, Any]
 RECIPES = {
     "channels": "{o2},prune-channels{{{budget}}}",
     "channels-int8": "{o2},prune-channels{{{budget}}},insert-qdq",
+    "zeros": "{o2},prune-magnitude{{sparsity=0.9,scope=sensitivity}}",
+    "two-of-four": "{o2},prune-magnitude{{pattern=2:4}}",
     "random-channels": "{o2},prune-channels{{{budget},criterion=random,recover=false}}",
     "smallest-channels": "{o2},prune-channels{{{budget},criterion=l2,recover=false}}",
+    "random-zeros": "{o2},prune-magnitude{{sparsity=0.9,criterion=random,recover=false}}",
     "rounded": "{o2},rounded",
 }
-"""The last three are the textbook's: a random mask, the smallest norms, neither refitted, and `naive.Rounded`."""
+"""The last four are the textbook's: random masks, the smallest norms, none refitted, and `naive.Rounded`."""
 BUDGETS = {
     "digits": "macs=0.5",
     "mnist": "macs=0.268,samples=1000",

@@ -87,8 +87,12 @@ def _speed(
     """All take turns on the example, every free dimension bound to its size."""
     free = free_sizes(model, example)
     runners: dict[str, Any] = {}
+    bytes_: dict[str, int] = {}
     for name, candidate in (("compressed", small), ("float", plain)):
-        runners[name] = api.compile(candidate, f"llvm{{threads={threads}}}", PRESETS["O1"], dims=free, verify=False).run
+        made = api.compile(candidate, f"llvm{{threads={threads}}}", PRESETS["O1"], dims=free, verify=False)
+        runners[name] = made.run
+        with tempfile.TemporaryDirectory() as folder:
+            bytes_[name] = made.save(Path(folder) / "model.gopt").stat().st_size
     bound = api.open_model(model, free)
     runners["onnxruntime"] = open_rivals(["onnxruntime"], bound, threads)["onnxruntime"]
     rows = bench(runners, example, baseline="compressed", seconds=seconds)
@@ -96,6 +100,7 @@ def _speed(
     return {
         "speedup": ratio["float"],
         "speedup_vs_onnxruntime": ratio["onnxruntime"],
+        "artifact_ratio": bytes_["compressed"] / bytes_["float"],
         "compressed_ms": rows[0].median_ms,
         "rounds": rows[0].rounds,
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import onnx_ir as ir
 from pydantic import Field
@@ -17,11 +17,15 @@ from graphopt.graph.cost import cost
 from graphopt.passes.distil.depthwise import DepthwiseSeparable
 from graphopt.passes.distil.graft import activations, graft, outputs_error, student_error
 from graphopt.passes.distil.low_rank import LowRank
+from graphopt.passes.distil.measured import Clock
 from graphopt.passes.distil.merged import MergedLinear
 from graphopt.passes.distil.region import Region, of_globs, of_nodes, of_values
 from graphopt.passes.distil.search import candidates
 from graphopt.passes.distil.student import Fitted, Student, UnsupportedError, to_model
+from graphopt.passes.distil.trained import train
 
+TRAINED = ("narrow", "small-kernel", "fewer-layers", "cheap-activations")
+"""Students fitted by their gradients; see `graphopt.passes.distil.builders`."""
 STUDENTS: dict[str, type[Student]] = {s.name: s for s in (LowRank, DepthwiseSeparable, MergedLinear)}
 AIM = 0.95
 """A student's size is chosen for this part of `max_error` on the tuning data; the rest is room for unseen data."""
@@ -37,6 +41,19 @@ class _Data(NamedTuple):
     fitting: Batches
     tuning: Batches
     held_out: Batches
+    rest: Batches
+    seed: int
+    clock: Clock | None
+
+
+class _Made(NamedTuple):
+    """A student with what is said of it. `error` on the tuning data; None where it was trained."""
+
+    model: ir.Model
+    name: str
+    size: Mapping[str, int]
+    axis: int
+    error: float | None
 
 
 def _observe(model: ir.Model, trials: Sequence[tuple[Region, list[Student]]], data: _Data) -> None:
@@ -56,7 +73,13 @@ class SubstituteDistilled(Pass):
     inputs, outputs: names of the values that bound one region (both or neither).
     nodes: globs over node names; each connected group of matching nodes is a region.
     With neither, regions are chosen: those with most MACs that some student suits, until `regions` are replaced.
-    student: "low-rank", "depthwise-separable", "merged-linear", or "auto" for the one with fewest MACs.
+    student: one solved in closed form, "low-rank", "depthwise-separable", "merged-linear", or "auto" for that of them
+        with fewest MACs; one trained by its gradients from the region's own weights, "narrow" (fewer channels, neurons,
+        heads), "small-kernel", "fewer-layers", "cheap-activations"; or ``file.py:function``, which takes the region as
+        an `onnx_ir.Model` and returns the student, to be trained.
+    epochs, lr: how long a student is trained, and the learning rate; see `fine-tune`.
+    target: text such as ``llvm{threads=1}``: regions are chosen by their part of the time measured there, and a student
+        is accepted only where the model is measured to be faster there.
     max_error: the largest relative L2 error of a region's output on calibration data that was held out of the fit:
         ``|student(x) - teacher(x)| / |teacher(x) - mean|``, each channel scaled to unit variance; 0 is the teacher,
         1 as bad as a constant.
@@ -80,17 +103,28 @@ class SubstituteDistilled(Pass):
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
-    student: Literal["auto", "low-rank", "depthwise-separable", "merged-linear"] = "auto"
+    student: str = "auto"
     max_error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     max_macs: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     regions: Annotated[int, Field(ge=1)] = 1
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    epochs: Annotated[int, Field(ge=1)] = 30
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    target: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.inputs) != bool(self.outputs):
             raise UsageError("'substitute-distilled': inputs and outputs bound a region together; give both or none.")
         if self.inputs and self.nodes:
             raise UsageError("'substitute-distilled': give a region by inputs and outputs or by nodes, not by both.")
+        if self.student == "cheap-activations" and not self.target:
+            raise UsageError("'substitute-distilled': cheap-activations saves time, not MACs; say where: target=llvm.")
+        known = ("auto", *STUDENTS, *TRAINED)
+        if self.student not in known and ".py:" not in self.student:
+            raise UsageError(
+                f"'substitute-distilled' has no student {self.student!r}; it has {', '.join(known)}, "
+                "and takes file.py:function for one of your own."
+            )
 
     def apply(self, model: ir.Model, context: Context) -> Report:
         """Substitute in place.
@@ -104,11 +138,14 @@ class SubstituteDistilled(Pass):
             UsageError: the region is unknown, not convex, or a value inside it is used outside.
             PassError: the region's values are not finite.
         """
+        from graphopt.pipeline.registry import make_target
+
         rest, held_out = context.needs_calibration(self.name).split(self.held_out)
-        data = _Data(*rest.split(TUNING), held_out)
+        clock = Clock(make_target(self.target), next(iter(held_out.pieces(1)))) if self.target else None
+        data = _Data(*rest.split(TUNING), held_out, rest, context.seed, clock)
         report = Report()
         original, before = model.clone(), cost(model)
-        done = self._run(model, self._choose(model, before.macs, report), data, report)
+        done = self._run(model, self._choose(model, before.macs, data, report), data, report)
         if done:
             remove_unused(model)
             report.facts["output_errors"] = outputs_error(original, model, held_out)
@@ -122,7 +159,7 @@ class SubstituteDistilled(Pass):
     def _automatic(self) -> bool:
         return not self.inputs and not self.nodes
 
-    def _choose(self, model: ir.Model, macs: int, report: Report) -> Iterable[Region]:
+    def _choose(self, model: ir.Model, macs: int, data: _Data, report: Report) -> Iterable[Region]:
         if self.inputs:
             return [of_values(model.graph, self.inputs, self.outputs)]
         if self.nodes:
@@ -131,7 +168,8 @@ class SubstituteDistilled(Pass):
         for region in found:
             if region.macs < SMALLEST_SHARE * macs:
                 report.skip(region.title, f"has {region.macs} of the model's {macs} MACs, less than a hundredth")
-        return [region for region in found if region.macs >= SMALLEST_SHARE * macs]
+        large = [region for region in found if region.macs >= SMALLEST_SHARE * macs]
+        return large if data.clock is None else data.clock.ranked(model, large)
 
     def _run(self, model: ir.Model, chosen: Iterable[Region], data: _Data, report: Report) -> list[dict[str, Any]]:
         """Try the regions in order. Several share a reading of the data as long as none of them is replaced."""
@@ -142,7 +180,7 @@ class SubstituteDistilled(Pass):
             taken, pending = pending[:together], pending[together:]
             together = min(2 * together, TOGETHER)
             trials = self._trials(model, taken, gone, report)
-            _observe(model, trials, data)
+            _observe(model, [trial for trial in trials if trial[1]], data)
             for index, (region, students) in enumerate(trials):
                 facts = self._try(model, region, students, data, report)
                 if facts:
@@ -164,7 +202,7 @@ class SubstituteDistilled(Pass):
                 continue
             current = of_nodes(model.graph, region.nodes)  # its input may be a student's output by now
             students = self._students(model, current, report)
-            if students:
+            if students is not None:
                 found.append((current, students))
         return found
 
@@ -172,22 +210,30 @@ class SubstituteDistilled(Pass):
         self, model: ir.Model, region: Region, students: list[Student], data: _Data, report: Report
     ) -> dict[str, Any] | None:
         """Fit, judge, and graft or leave; what was done, or None."""
-        built = [(to_model(model, region, one), one) for one in self._fit(students, region, report)]
-        if not built:
+        made = self._made(model, region, students, data, report)
+        if made is None:
             return None
-        small, best = min(built, key=lambda pair: cost(pair[0]).macs)
-        what = " ".join([best.student, *(f"{key} {value}" for key, value in best.size.items())])
-        price, macs = cost(small), region.macs
-        if price.macs > self.max_macs * macs:
+        what = " ".join([made.name, *(f"{key} {value}" for key, value in made.size.items())])
+        price, macs = cost(made.model), region.macs
+        if price.macs > self.max_macs * macs and self.student != "cheap-activations":
             report.skip(region.title, f"{what} has {price.macs} MACs, too many beside the teacher's {macs}")
             return None
         pairs = (pair for (pair,) in activations(model, [region], data.held_out))
-        error = student_error(small, best.axis, pairs)
+        error = student_error(made.model, made.axis, pairs)
+        tuning = "" if made.error is None else f" (tuning error {made.error:.4f})"
         if not error <= self.max_error:
             report.skip(
                 region.title,
                 f"rolled back: {what} would take {price.macs} MACs instead of {macs}, but its held-out error is "
-                f"{error:.4f}, above max_error={self.max_error:g} (tuning error {best.error:.4f})",
+                f"{error:.4f}, above max_error={self.max_error:g}{tuning}",
+            )
+            return None
+        time = None if data.clock is None else data.clock.ratio(model, region, made.model)
+        if time is not None and not time < 1:
+            report.skip(
+                region.title,
+                f"rolled back: {what} has a held-out error of {error:.4f}, but the model would take {time:.2f} of its "
+                f"time on {self.target}",
             )
             return None
         report.change(region.title, f"{what}: {macs} -> {price.macs} MACs, held-out error {error:.4f}")
@@ -195,24 +241,51 @@ class SubstituteDistilled(Pass):
             "nodes": [node.name for node in region.nodes],
             "inputs": [value.name for value in region.inputs],
             "outputs": [value.name for value in region.outputs],
-            "student": best.student,
-            **best.size,
+            "student": made.name,
+            **made.size,
             "macs": {"before": macs, "after": price.macs},
             "parameters": {"before": region.parameters, "after": price.parameters},
-            "tuning_error": best.error,
+            "tuning_error": made.error,
             "held_out_error": error,
+            "time": time,
         }
-        graft(model, region, small)
+        graft(model, region, made.model)
+        if data.clock is not None:
+            data.clock.changed()
         return facts
 
-    def _students(self, model: ir.Model, region: Region, report: Report) -> list[Student]:
-        """The students that suit the region; stretches that were only guessed at are not worth a line."""
+    def _made(
+        self, model: ir.Model, region: Region, students: list[Student], data: _Data, report: Report
+    ) -> _Made | None:
+        """The student with fewest MACs of those that come close enough in closed form, or the one that is trained."""
+        if not self._is_trained:
+            built = [(to_model(model, region, one), one) for one in self._fit(students, region, report)]
+            if not built:
+                return None
+            small, best = min(built, key=lambda pair: cost(pair[0]).macs)
+            return _Made(small, best.student, best.size, best.axis, best.error)
+        try:
+            trained = train(model, region, self.student, data.rest, self.max_macs, self.epochs, self.lr, data.seed)
+        except UnsupportedError as reason:
+            report.skip(region.title, f"no student suits it ({self.student}: {reason})")
+            return None
+        shape = region.outputs[0].shape
+        return _Made(trained, self.student, {}, 1 if shape is not None and shape.rank() > 3 else -1, None)
+
+    @property
+    def _is_trained(self) -> bool:
+        return self.student in TRAINED or ".py:" in self.student
+
+    def _students(self, model: ir.Model, region: Region, report: Report) -> list[Student] | None:
+        """The solved students that suit the region, None if none does; guesses at stretches are not worth a line."""
         if len(region.inputs) != 1 or len(region.outputs) != 1:
             report.skip(
                 region.title,
                 f"it reads {len(region.inputs)} varying values and yields {len(region.outputs)}; "
                 "a student reads one and yields one",
             )
+            return None
+        if self._is_trained:
             return []
         found: list[Student] = []
         reasons: list[str] = []
@@ -223,7 +296,7 @@ class SubstituteDistilled(Pass):
                 reasons.append(f"{name}: {reason}")
         if not found and (region.is_one_layer or not self._automatic):
             report.skip(region.title, f"no student suits it ({'; '.join(reasons)})")
-        return found
+        return found or None
 
     def _fit(self, students: Iterable[Student], region: Region, report: Report) -> list[Fitted]:
         fitted: list[Fitted] = []

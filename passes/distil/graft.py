@@ -54,7 +54,8 @@ def student_error(student: ir.Model, axis: int, pairs: Iterable[tuple[Array, Arr
     for x, y in pairs:
         rows = positions(y, axis).astype(np.float64)
         shift = rows.mean(axis=0) if count == 0 else shift  # sums about the first batch's mean, as in `Moments`
-        gap, drift = positions(session.run({"x": x})["y"], axis) - rows, rows - shift
+        (given,) = session.run({str(student.graph.inputs[0].name): x}).values()
+        gap, drift = positions(given, axis) - rows, rows - shift
         sums = sums + np.stack([(gap**2).sum(axis=0), drift.sum(axis=0), (drift**2).sum(axis=0)])
         count += len(rows)
     residual, first, second = sums / count
@@ -92,7 +93,9 @@ def graft(model: ir.Model, region: Region, student: ir.Model) -> list[ir.Node]:
     made = [_copy(graph, node, values) for node in student.graph]
     for node in made:
         derive(node, region.nodes)
-    ir.convenience.replace_nodes_and_values(graph, last, list(region.nodes), made, [old], [made[-1].outputs[0]])
+    ir.convenience.replace_nodes_and_values(
+        graph, last, list(region.nodes), made, [old], [values[student.graph.outputs[0]]]
+    )
     return made
 
 

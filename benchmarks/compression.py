@@ -7,9 +7,9 @@
 `float` and `compressed` are the metric on `n` held-out labels, `agreement` the part of those samples where both models'
 first outputs have their largest score in the same place. `speedup` is the median over interleaved rounds of the time of
 graphopt's own float program (preset O2, llvm target) / that of the compressed model's, `speedup_vs_onnxruntime` that of
-onnxruntime on the float model. `size_ratio` is that of the ONNX files, `artifact_ratio` that of the artifacts (zeros take
-space in an ONNX file, and next to none in an artifact), `macs_ratio` that of the multiply-accumulates: the speed-up that
-they alone predict is its inverse. `seconds` is how long the recipe took.
+onnxruntime on the float model. `size_ratio` is that of the ONNX files, `artifact_ratio` that of the artifacts (zeros
+take space in an ONNX file, little in an artifact), `macs_ratio` that of the multiply-accumulates: the speed-up
+that they alone predict is its inverse. `seconds` is how long the recipe took.
 """
 
 from __future__ import annotations

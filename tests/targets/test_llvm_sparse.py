@@ -203,6 +203,15 @@ def test_equal_shapes_of_other_patterns_are_other_kernels(check):
     )  # fmt: skip
 
 
+def test_tuned_on_its_own_weights(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Random numbers in place of the tables would be read as places far outside the input."""
+    monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path))
+    program = build(zeros(np.random.default_rng(0), (512, 512), 0.38), 128, tune=True)
+    (how,) = program.report["choices"].values()
+    assert any(name.startswith("sparse") for name in how["candidates_us"])
+    assert all(time > 0 for time in how["candidates_us"].values())
+
+
 def test_threads(check):
     """Chunks of output channels are shared out where there are few tiles."""
     w = zeros(np.random.default_rng(0), (512, 300), 0.1)

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Pass, Preserves, Report, tolerance
 from graphopt.graph import remove_unused
+from graphopt.graph.check import traps
 from graphopt.passes.random_ops import is_random
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _why_not(node: ir.Node, max_bytes: int) -> str | None:
         return f"{node.op_type} marks what is quantized"
     if any(v.is_graph_output() for v in node.outputs):
         return "its result is an output of the graph"
-    if node.op_type in ("Div", "Mod") and _traps(node):
+    if node.op_type in ("Div", "Mod") and traps(node):
         return "it divides an integer by zero, or the smallest integer by minus one"
     sizes = [_bytes(v) for v in node.outputs]
     if any(size is None for size in sizes):
@@ -88,15 +89,6 @@ def _why_not(node: ir.Node, max_bytes: int) -> str | None:
     if total > max(max_bytes, sum(_bytes(v) or 0 for v in node.inputs if v is not None)):
         return f"its result has {total} bytes, more than max_bytes={max_bytes} and than its inputs"
     return None
-
-
-def _traps(node: ir.Node) -> bool:
-    operands = [v.const_value.numpy() for v in node.inputs if v is not None and v.const_value is not None]
-    if len(operands) < 2 or operands[1].dtype.kind not in "iu":
-        return False
-    dividend, divisor = operands
-    smallest = np.iinfo(dividend.dtype).min
-    return bool((divisor == 0).any() or (smallest < 0 and (dividend == smallest).any() and (divisor == -1).any()))
 
 
 def _bytes(value: ir.Value) -> int | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
+from graphopt.graph import onnx_library
+from graphopt.graph.edit import constant_array
 from graphopt.graph.skeleton import skeleton_proto
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import onnx
 
@@ -18,30 +21,48 @@ MAX_DEPTH = 32
 """Nesting of subgraphs beyond this is refused: recursion over it would exhaust the stack."""
 
 
-def check(model: ir.Model, skeleton: onnx.ModelProto | None = None) -> None:
+def check(
+    model: ir.Model, skeleton: onnx.ModelProto | None = None, call: Callable[[bytes, bytes], bytes] = onnx_library.call
+) -> None:
     """Raise `ModelError` naming the culprit unless `model` is valid ONNX.
 
     onnx's full checker (operators, attributes, order, single assignment), and what it does not look at:
     unique and known opset imports, ownership (every used value is produced in scope), names present.
-    `skeleton`: that of the model as it is now, where the caller needs it too (see `graphopt.graph.skeleton`).
+    `skeleton`: that of the model as it is now, where the caller needs it too (see `graphopt.graph.skeleton`); `call`:
+    how onnx is called (see `graphopt.graph.isolated`).
     """
-    import onnx
-
     if not model.graph.outputs:
         raise ModelError("the graph has no outputs, so it computes nothing.")
     check_depth(model.graph)
     _check_ownership(model)
+    for node in model.graph.all_nodes():
+        if node.op_type in ("Div", "Mod") and node.domain in ("", "ai.onnx") and traps(node):
+            raise ModelError(
+                f"node {node.name!r} ({node.op_type}) divides an integer by zero, or the smallest integer by minus "
+                "one: programs end there."
+            )
     proto = skeleton_proto(model) if skeleton is None else skeleton
     tensors = [o.type.tensor_type for o in proto.graph.output if o.type.HasField("tensor_type")]
     unranked = [tensor for tensor in tensors if not tensor.HasField("shape")]
     for tensor in unranked:  # the checker wants a shape there; an unknown rank is no fault
         tensor.shape.SetInParent()
     try:
-        onnx.checker.check_model(proto, full_check=False)
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        call(onnx_library.CHECK, proto.SerializeToString())
+    except ValueError as error:
         raise ModelError(f"not a valid ONNX graph: {' '.join(str(error).split())[:600]}") from error
     for tensor in unranked:
         tensor.ClearField("shape")
+
+
+def traps(node: ir.Node) -> bool:
+    """Does this Div or Mod of integers, by what is known of its operands, stop the processor?"""
+    dividend, divisor = (constant_array(value) for value in node.inputs[:2])
+    if divisor is None or divisor.dtype.kind not in "iu":
+        return False
+    if (divisor == 0).any():
+        return True
+    smallest = np.iinfo(divisor.dtype).min
+    return smallest < 0 and dividend is not None and bool((dividend == smallest).any() and (divisor == -1).any())
 
 
 def check_depth(graph: ir.Graph, depth: int = 0) -> None:

@@ -26,15 +26,23 @@ def map_external(model: ir.Model, path: Path) -> None:
     """Let every external tensor of the model that was read from `path` read its bytes from its file when asked.
 
     Raises:
-        ModelError: a file outside the model's folder, missing, or too short.
+        ModelError: a file outside the model's folder (a link too, but one into the folder that the model's own link
+            leads to, as caches have it), missing, or too short.
     """
-    folder = path.resolve().parent
+    folders = {path.resolve().parent, path.parent.resolve()}
     files: dict[Path, BinaryIO] = {}
     for name, tensor, replace in _external(model):
-        data = (folder / tensor.location).resolve()
-        if folder not in data.parents:
+        if "\0" in str(tensor.location):
+            raise ModelError(f"the weights of {name!r} lie in a file whose name has a NUL: refused.")
+        data = (path.parent / tensor.location).resolve()
+        if not folders & set(data.parents):
             raise ModelError(
                 f"the weights of {name!r} lie outside the model's folder, at {tensor.location!r}: refused."
+            )
+        if data.is_file() and data.stat().st_nlink > 1:
+            raise ModelError(
+                f"the weights of {name!r}, at {tensor.location!r}, are a hard link, maybe of a file elsewhere: "
+                "refused. Copy the file."
             )
         if not data.is_file():
             raise ModelError(f"the weights of {name!r} are missing: {path} needs {tensor.location!r} beside it.")

@@ -8,6 +8,8 @@ External data is read when it is used (see `graphopt.graph.external`), and may o
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +17,22 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from graphopt.errors import ModelError
+from graphopt.graph import isolated, onnx_library
 from graphopt.graph.check import check, check_depth
 from graphopt.graph.external import map_external
 from graphopt.graph.provenance import mark_sources
+from graphopt.graph.rules import check_rules
 from graphopt.graph.shapes import infer_shapes
-from graphopt.graph.skeleton import skeleton_proto
+from graphopt.graph.skeleton import first_cause, skeleton_proto
 
 if TYPE_CHECKING:
     import onnx
 
-MIN_OPSET = 13
+MIN_OPSET = onnx_library.OPSET
 """Per-channel DequantizeLinear, and inputs instead of attributes for Squeeze and ReduceSum, begin here."""
 MIN_IR_VERSION = 8
+LARGEST = 1 << 31
+"""Bytes of a protobuf message."""
 SKETCHED = 4000
 """Values up to which `sketch` takes the time to infer shapes that the file lacks."""
 
@@ -39,9 +45,9 @@ def load(path: str | Path) -> ir.Model:
     """
     path = Path(path)
     proto = _read(path)
-    model = _to_ir(proto, str(path))
+    model = _to_ir(proto, str(path), isolated.call)
     map_external(model, path)
-    return normalise(model)
+    return _normalise(model, isolated.call)
 
 
 def sketch(path: str | Path) -> ir.Model:
@@ -84,14 +90,18 @@ def normalise(model: ir.Model) -> ir.Model:
     Raises:
         ModelError: the graph is invalid, cyclic, or its shapes contradict each other.
     """
+    return _normalise(model, onnx_library.call)
+
+
+def _normalise(model: ir.Model, call: Callable[[bytes, bytes], bytes]) -> ir.Model:
     _initializers_to_constants(model)
     _name_open_dims(model)
     _sort(model)
     common.NameFixPass()(model)
     skeleton = skeleton_proto(model)
-    check(model, skeleton)
+    check(model, skeleton, call)
     mark_sources(model)
-    infer_shapes(model, skeleton)
+    infer_shapes(model, skeleton, call)
     return model
 
 
@@ -103,6 +113,8 @@ def _read(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
+    if path.stat().st_size >= LARGEST:
+        raise ModelError(f"{path} has 2 GiB or more, which no ONNX file can: large weights lie in files beside it.")
     try:
         return onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, UnicodeDecodeError) as error:
@@ -111,21 +123,27 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} can't be read: {error.strerror or error}.") from error
 
 
-def _to_ir(proto: onnx.ModelProto, who: str) -> ir.Model:
+def _to_ir(proto: onnx.ModelProto, who: str, call: Callable[[bytes, bytes], bytes] = onnx_library.call) -> ir.Model:
     """`proto` in the IR, its opset raised where needed; `who` names it in errors."""
-    if not proto.HasField("graph") or not proto.opset_import or proto.ir_version == 0:
+    if not proto.HasField("graph") or not proto.opset_import or proto.ir_version < 1:
         raise ModelError(f"{who} is not an ONNX model: it has no graph, opset or IR version.")
-    domains = [o.domain or "ai.onnx" for o in proto.opset_import]
-    if len(domains) != len(set(domains)):
-        raise ModelError(f"{who} imports an opset twice: {', '.join(domains)}.")
-    proto = _raise_opset(proto)
+    check_rules(proto)
+    proto = _raise_opset(proto, call)
+    logger = logging.getLogger("onnx_ir.serde")
+    logger.addFilter(_nothing)  # it warns of what `check` refuses
     try:
         return ir.from_proto(proto)
-    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"{who} is not a valid ONNX graph: {' '.join(str(error).split())[:400]}") from error
+    except (ValueError, KeyError, TypeError, NotImplementedError, ir.serde.SerdeError) as error:
+        raise ModelError(f"{who} is not a valid ONNX graph: {first_cause(error)}") from error
+    finally:
+        logger.removeFilter(_nothing)
 
 
-def _raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
+
+
+def _raise_opset(proto: onnx.ModelProto, call: Callable[[bytes, bytes], bytes]) -> onnx.ModelProto:
     """Convert an ai.onnx opset below `MIN_OPSET` up to it; models of other domains alone are left as they are."""
     import onnx
 
@@ -136,8 +154,8 @@ def _raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
     if version >= MIN_OPSET:
         return proto
     try:
-        return onnx.version_converter.convert_version(proto, MIN_OPSET)
-    except (RuntimeError, ValueError) as error:
+        return onnx.ModelProto.FromString(call(onnx_library.CONVERT, proto.SerializeToString()))
+    except ValueError as error:
         raise ModelError(
             f"the model is of opset {version} and can't be raised to {MIN_OPSET}, which graphopt needs: "
             f"{' '.join(str(error).split())[:300]} Export it again with opset {MIN_OPSET} or newer."

@@ -9,28 +9,30 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
+from graphopt.graph import onnx_library
 from graphopt.graph.skeleton import skeleton_proto
 
 if TYPE_CHECKING:
     import onnx
 
 
-def infer_shapes(model: ir.Model, skeleton: onnx.ModelProto | None = None) -> None:
+def infer_shapes(
+    model: ir.Model, skeleton: onnx.ModelProto | None = None, call: Callable[[bytes, bytes], bytes] = onnx_library.call
+) -> None:
     """Give every value of `model` its inferred type and shape, in place.
 
     Uses onnx's C++ inference in strict mode with data propagation, over every (sub)graph. Values that it
-    can't tell (custom domains) keep what they had. `skeleton`: as for `graphopt.graph.check`.
+    can't tell (custom domains) keep what they had. `skeleton` and `call`: as for `graphopt.graph.check`.
 
     Raises:
         ModelError: an inferred type or shape contradicts the operators or what the model states.
     """
     import onnx
 
+    proto = skeleton_proto(model) if skeleton is None else skeleton
     try:
-        inferred = onnx.shape_inference.infer_shapes(
-            skeleton_proto(model) if skeleton is None else skeleton, check_type=True, strict_mode=True, data_prop=True
-        )
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, TypeError) as error:
+        inferred = onnx.ModelProto.FromString(call(onnx_library.INFER, proto.SerializeToString()))
+    except ValueError as error:
         raise ModelError(f"the graph's shapes or types contradict each other: {_first_lines(error)}") from error
     _merge(model.graph, inferred.graph, functools.cache(_read))
 

@@ -98,7 +98,7 @@ WHOLE = proto([RELU]).SerializeToString()
         (cyclic(), "cycle"),
         (proto([RELU], opset=99).SerializeToString(), "knows opsets up to"),
         (without_outputs(), "no outputs"),
-        (twice(), "imports an opset twice"),
+        (twice(), "imports an opset more than once"),
         (proto([helper.make_node("NoSuchOp", ["x"], ["y"])]).SerializeToString(), "NoSuchOp"),
         (proto([helper.make_node("Relu", ["nowhere"], ["y"])]).SerializeToString(), "nowhere"),
         (proto([helper.make_node("Relu", ["x"], ["y"], bogus=1)]).SerializeToString(), "bogus"),

@@ -1,0 +1,68 @@
+"""onnx's own checker, shape inference and version converter, on serialised models.
+
+They are C++, and a hostile file can make them crash, hang or fill the memory. Run as a program, this file answers
+such calls over its standard input and output, with limits: see `graphopt.graph.isolated`. It imports nothing of
+graphopt, so that such a process starts fast.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+import onnx
+
+MEMORY = 8 << 30
+"""Bytes of address space that the program may use."""
+SECONDS, SECONDS_PER_MB = 15, 2
+"""The time a call may take: so long, and so much longer for each megabyte it is given."""
+HEADER = struct.Struct("<cQ")
+"""Before each message: the operation, or `OK` or `REFUSED`; and the length of what follows, in bytes."""
+CHECK, INFER, CONVERT = b"c", b"i", b"v"
+OK, REFUSED = b"+", b"-"
+OPSET = 13
+"""What `CONVERT` converts to."""
+
+
+def call(operation: bytes, model: bytes) -> bytes:
+    """Check `model` (the answer is empty), infer its types and shapes, or convert it to `OPSET`; the new model.
+
+    Raises:
+        ValueError: the library refuses the model; its words.
+    """
+    try:
+        if operation == CHECK:
+            onnx.checker.check_model(model, full_check=False)
+            return b""
+        if operation == INFER:
+            inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+            return inferred.SerializeToString()
+        return onnx.version_converter.convert_version(onnx.load_from_string(model), OPSET).SerializeToString()
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(str(error)) from error
+    except (ValueError, RuntimeError, TypeError, MemoryError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def serve() -> None:
+    """Answer calls until the input ends. A call over its time ends the process by SIGALRM."""
+    import resource
+    import signal
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    while len(header := sys.stdin.buffer.read(HEADER.size)) == HEADER.size:
+        operation, length = HEADER.unpack(header)
+        signal.alarm(SECONDS + SECONDS_PER_MB * (length >> 20))
+        try:
+            verdict, answer = OK, call(operation, sys.stdin.buffer.read(length))
+        except ValueError as error:
+            verdict, answer = REFUSED, str(error).encode()
+        signal.alarm(0)
+        sys.stdout.buffer.write(HEADER.pack(verdict, len(answer)) + answer)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    serve()

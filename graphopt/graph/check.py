@@ -35,12 +35,6 @@ def check(
         raise ModelError("the graph has no outputs, so it computes nothing.")
     check_depth(model.graph)
     _check_ownership(model)
-    for node in model.graph.all_nodes():
-        if node.op_type in ("Div", "Mod") and node.domain in ("", "ai.onnx") and traps(node):
-            raise ModelError(
-                f"node {node.name!r} ({node.op_type}) divides an integer by zero, or the smallest integer by minus "
-                "one: programs end there."
-            )
     proto = skeleton_proto(model) if skeleton is None else skeleton
     tensors = [o.type.tensor_type for o in proto.graph.output if o.type.HasField("tensor_type")]
     unranked = [tensor for tensor in tensors if not tensor.HasField("shape")]
@@ -52,6 +46,16 @@ def check(
         raise ModelError(f"not a valid ONNX graph: {' '.join(str(error).split())[:600]}") from error
     for tensor in unranked:
         tensor.ClearField("shape")
+
+
+def check_traps(model: ir.Model) -> None:
+    """Raise `ModelError` where a node that always runs would stop the processor, whatever the inputs."""
+    for node in model.graph:
+        if node.op_type in ("Div", "Mod") and node.domain in ("", "ai.onnx") and traps(node):
+            raise ModelError(
+                f"node {node.name!r} ({node.op_type}) divides an integer by zero, or the smallest one by minus one: "
+                "no program survives it."
+            )
 
 
 def traps(node: ir.Node) -> bool:

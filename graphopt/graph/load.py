@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 
 from graphopt.errors import ModelError
 from graphopt.graph import isolated, onnx_library
-from graphopt.graph.check import check, check_depth
+from graphopt.graph.check import check, check_depth, check_traps
 from graphopt.graph.external import map_external
 from graphopt.graph.provenance import mark_sources
 from graphopt.graph.rules import check_rules
@@ -47,7 +47,9 @@ def load(path: str | Path) -> ir.Model:
     proto = _read(path)
     model = _to_ir(proto, str(path), isolated.call)
     map_external(model, path)
-    return _normalise(model, isolated.call)
+    normalise(model, isolated.call)
+    check_traps(model)
+    return model
 
 
 def sketch(path: str | Path) -> ir.Model:
@@ -84,16 +86,12 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     return normalise(_to_ir(proto, "the model"))
 
 
-def normalise(model: ir.Model) -> ir.Model:
-    """Bring `model` into normal form; works on it in place where it can, and returns it.
+def normalise(model: ir.Model, call: Callable[[bytes, bytes], bytes] = onnx_library.call) -> ir.Model:
+    """Bring `model` into normal form; works on it in place where it can, and returns it. `call`: as for `check`.
 
     Raises:
         ModelError: the graph is invalid, cyclic, or its shapes contradict each other.
     """
-    return _normalise(model, onnx_library.call)
-
-
-def _normalise(model: ir.Model, call: Callable[[bytes, bytes], bytes]) -> ir.Model:
     _initializers_to_constants(model)
     _name_open_dims(model)
     _sort(model)

@@ -2,52 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.targets.npu.cycles import systolic_cycles
-from graphopt.targets.npu.energy import Events, array_bytes, components, count
+from graphopt.targets.npu.energy import Events, array_bytes, components
 from graphopt.targets.npu.machine import BareArray, Machine
 from graphopt.targets.npu.partition import CANDIDATES
 from graphopt.targets.npu.products import Product, product_of
-from graphopt.targets.npu.report import extents, report
-from graphopt.targets.npu.rewrite import Offloaded, offload
+from graphopt.targets.npu.report import Node, nodes_of_program, totals
+from graphopt.targets.npu.rewrite import offload
 
 FREE = frozenset({"QuantizeLinear", "DequantizeLinear", "Constant", "Identity"})
-Node = dict[str, Any]
 
 
 def estimate_quantized(model: ir.Model, machine: Machine | BareArray) -> dict[str, Any]:
     """Totals and `nodes` of an int8 model of fixed sizes; see `graphopt.npu.estimate`. Changes `model`."""
     if isinstance(machine, BareArray):
-        return _totals(machine, [_on_array(node, machine) for node in model.graph if node.op_type not in FREE])
+        nodes = [_on_array(node, machine) for node in model.graph if node.op_type not in FREE]
+        return {**totals(machine, nodes), "nodes": nodes}
     before = {str(node.name): node.op_type for node in model.graph}
     offloaded, left = offload(model, machine, alone=True)
-    made = report(machine, offloaded, left)
-    energies = [energy for item in offloaded for energy in _energies(item, machine)]
-    on_npu = [{**node, **energy} for node, energy in zip(made["nodes"], energies, strict=True)]
-    return _totals(machine, [*on_npu, *_left(model, before, left)])
-
-
-def _totals(machine: Machine | BareArray, nodes: Sequence[Node]) -> dict[str, Any]:
-    cycles, macs = sum(node["cycles"] for node in nodes), sum(node["macs"] for node in nodes)
-    return {
-        "cycles": cycles,
-        "macs": macs,
-        "utilisation": macs / (cycles * machine.array.macs_per_cycle) if cycles else 0.0,
-        "dram_bytes": sum(node["dram_bytes"] for node in nodes),
-        "energy_uj": sum(node["energy_uj"] for node in nodes),
-        "nodes": list(nodes),
-    }
-
-
-def _energies(item: Offloaded, machine: Machine) -> list[dict[str, Any]]:
-    """Of each source node of a region."""
-    words = item.stream.instructions
-    each = [components(machine.energy, count(words[a:b], machine)) for a, b in extents(item.stream)]
-    return [{"energy_uj": sum(by.values()), "energy": by} for by in each]
+    nodes = [node for item in offloaded for node in nodes_of_program(item, machine)]
+    nodes += _left(model, before, left)
+    return {**totals(machine, nodes), "nodes": nodes}
 
 
 def _left(model: ir.Model, before: Mapping[str, str], left: Mapping[str, tuple[str, str]]) -> list[Node]:

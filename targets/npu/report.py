@@ -1,113 +1,131 @@
-"""What the build has to say of the NPU: cycles, work and traffic per node and in total, and what stays on the CPU."""
+"""What there is to say of streams: cycles, work, traffic and energy per source node and in total, and what is left.
+
+A node's cycles are those it owns (see `profile`): `stalls` has them by class, `bound` is the class with most.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graphopt.targets.npu.isa import EXECUTE, PARAMETER_BYTES, VECTOR, queue_of
-from graphopt.targets.npu.machine import Machine
-from graphopt.targets.npu.place import TABLE_BYTES
-from graphopt.targets.npu.program import Contract, Op, Program, Table, inputs_of
+from graphopt.targets.npu.energy import components
+from graphopt.targets.npu.isa import PARAMETER_BYTES
+from graphopt.targets.npu.machine import BareArray, Machine
+from graphopt.targets.npu.profile import CLASSES, Account, profile
+from graphopt.targets.npu.program import Contract, Op, Program, Tensor, View, Window, inputs_of
 from graphopt.targets.npu.rewrite import Offloaded
 from graphopt.targets.npu.stream import Stream
-from graphopt.targets.npu.timing import add_up, schedule
+
+Node = dict[str, Any]
 
 
 def report(machine: Machine, offloaded: Sequence[Offloaded], left: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """JSON-able: totals, `nodes` on the NPU, `left` on the CPU with the reason. Regions run one after the other."""
-    nodes = [node for item in offloaded for node in nodes_of(item, machine)]
-    cycles = sum(schedule(item.stream, machine).cycles for item in offloaded)
-    macs = sum(node["macs"] for node in nodes)
+    """JSON-able: totals, `nodes` on the NPU, `left` on the CPU with the reason. Streams run one after the other."""
+    nodes = [node for item in offloaded for node in nodes_of_program(item, machine)]
+    found = totals(machine, nodes)
     return {
         "machine": machine.name,
         "summary": machine.summary,
         "simulated": True,
-        "cycles": cycles,
-        "milliseconds": cycles / (machine.clock_mhz * 1e3),
-        "macs": macs,
-        "utilisation": _utilisation(machine, macs, cycles),
-        "dram_bytes": sum(node["dram_bytes"] for node in nodes),
+        **found,
+        "milliseconds": found["cycles"] / (machine.clock_mhz * 1e3),
+        "stalls": {kind: sum(node["stalls"][kind] for node in nodes) for kind in CLASSES},
         "regions": len(offloaded),
         "nodes": nodes,
         "left": [{"name": name, "op": op, "reason": reason} for name, (op, reason) in left.items()],
     }
 
 
-def nodes_of(item: Offloaded, machine: Machine) -> list[dict[str, Any]]:
-    """The source nodes of a region. A node's cycles end when array and vector unit are done with it, and begin where
-    the node before ends: loads may have come earlier, stores may follow."""
-    stream = item.stream
-    by_name: dict[str, list[Op]] = {}
-    for op in item.program.ops:
-        by_name.setdefault(op.name, []).append(op)
-    rows: list[dict[str, Any]] = []
-    for (first, last), (start, end), span in zip(
-        extents(stream), intervals(stream, machine), stream.spans, strict=True
-    ):
-        timing = add_up(stream.instructions[first:last], machine)
-        ops = by_name[span.node]
-        rows.append({
-            "name": span.node,
-            "op": ops[0].layer.op if isinstance(ops[0], Contract) else ops[0].op,
-            "cycles": end - start,
-            "macs": timing.macs,
-            "utilisation": _utilisation(machine, timing.macs, end - start),
-            "bound": timing.bound,
-            "busy": timing.busy,
-            "dram_bytes": sum(timing.read.values()) + timing.written,
-            "read": timing.read,
-            "written": timing.written,
-            "compulsory_bytes": sum(_compulsory(op, item.program) for op in ops),
-            "instructions": last - first,
-        })  # fmt: skip
-    return rows
+def totals(machine: Machine | BareArray, nodes: Sequence[Node]) -> dict[str, Any]:
+    """Sums over `nodes`."""
+    cycles, macs = sum(node["cycles"] for node in nodes), sum(node["macs"] for node in nodes)
+    return {
+        "cycles": cycles,
+        "macs": macs,
+        "utilisation": macs / (cycles * machine.array.macs_per_cycle) if cycles else 0.0,
+        "dram_bytes": sum(node["dram_bytes"] for node in nodes),
+        "energy_uj": sum(node["energy_uj"] for node in nodes),
+    }
 
 
-def extents(stream: Stream) -> list[tuple[int, int]]:
-    """The first word of each source node, and the one after its last."""
-    starts = [span.first for span in stream.spans]
-    return list(zip(starts, [*starts[1:], len(stream.instructions) - 1], strict=True))
+def nodes_of_program(item: Offloaded, machine: Machine) -> list[Node]:
+    """The nodes of one stream, with the DRAM bytes that each can't do without."""
+    ops = {op.name: op.layer.op if isinstance(op, Contract) else op.op for op in item.program.ops}
+    least = compulsory(item.program)
+    return [{**node, "compulsory_bytes": least[node["name"]]} for node in nodes_of(item.stream, machine, ops)]
 
 
-def intervals(stream: Stream, machine: Machine) -> list[tuple[int, int]]:
-    """The cycles from and to which array and vector unit work for each source node."""
-    plan, words = schedule(stream, machine), stream.instructions
-    before = 0
-    found: list[tuple[int, int]] = []
-    for first, last in extents(stream):
-        queues = [queue_of(words[number]) for number in range(first, last)]
-        main = EXECUTE if EXECUTE in queues else VECTOR
-        ends = [plan.finish[first + at] for at, queue in enumerate(queues) if queue == main]
-        found.append((before, max(before, *ends, 0)))
-        before = found[-1][1]
-    if found:
-        found[-1] = found[-1][0], plan.cycles
-    return found
+def nodes_of(stream: Stream, machine: Machine, ops: Mapping[str, str]) -> list[Node]:
+    """The source nodes of one stream; one that takes several of its spans is one. `ops`: the operator of each."""
+    accounts: dict[str, list[Account]] = {}
+    for account in profile(stream, machine):
+        accounts.setdefault(account.name, []).append(account)
+    return [_node(machine, name, ops[name], group) for name, group in accounts.items()]
 
 
-def _compulsory(op: Op, program: Program) -> int:
-    """Bytes that any schedule must move: constants, and what comes from or goes to the outside of the region."""
-    outside = sum(_touched(op, view.tensor in program.inputs) for view in inputs_of(op)[:1])
-    outside += sum(view.tensor.bytes for view in inputs_of(op)[1:] if view.tensor in program.inputs)
-    outside += _elements(op) if op.output.tensor in program.outputs else 0
+def _node(machine: Machine, name: str, op: str, accounts: Sequence[Account]) -> Node:
+    stalls = {kind: sum(account.cycles[kind] for account in accounts) for kind in CLASSES}
+    cycles, macs = sum(stalls.values()), sum(account.events.macs for account in accounts)
+    read = {space: sum(account.read[space] for account in accounts) for space in accounts[0].read}
+    written = sum(account.written for account in accounts)
+    energy: dict[str, float] = {}
+    moved = {memory: sum(account.events.memory[memory] for account in accounts) for memory in accounts[0].events.memory}
+    for account in accounts:
+        for component, value in components(machine.energy, account.events).items():
+            energy[component] = energy.get(component, 0.0) + value
+    return {
+        "name": name,
+        "op": op,
+        "cycles": cycles,
+        "macs": macs,
+        "utilisation": macs / (cycles * machine.array.macs_per_cycle) if cycles else 0.0,
+        "bound": max(stalls, key=lambda kind: stalls[kind]),
+        "stalls": stalls,
+        "busy": {queue: sum(account.busy[queue] for account in accounts) for queue in accounts[0].busy},
+        "dram_bytes": sum(read.values()) + written,
+        "read": read,
+        "written": written,
+        "bytes": moved,
+        "energy_uj": sum(energy.values()),
+        "energy": energy,
+        "instructions": sum(account.words for account in accounts),
+    }
+
+
+def compulsory(program: Program) -> dict[str, int]:
+    """DRAM bytes that each node can't do without: its constants, and inputs and outputs of the whole program.
+
+    An input that several nodes read counts for the first of them.
+    """
+    fresh: set[Tensor] = set(program.inputs)
+    least: dict[str, int] = {}
+    for op in program.ops:
+        needed = _constants(op)
+        for view in inputs_of(op):
+            if view.tensor in fresh:
+                fresh.discard(view.tensor)
+                needed += _touched(op, view)
+        if op.output.tensor in program.outputs:
+            needed += math.prod(op.output.shape) * op.output.tensor.size
+        least[op.name] = least.get(op.name, 0) + needed
+    return least
+
+
+def _touched(op: Op, view: View) -> int:
+    """Bytes of an input that at least one output depends on."""
     if isinstance(op, Contract):
-        g = op.layer.geometry
-        return g.weight_bytes + PARAMETER_BYTES * g.groups * g.oc + outside
-    return outside + (TABLE_BYTES if isinstance(op, Table) else 0)
+        return op.layer.geometry.touched_bytes
+    if isinstance(op, Window):
+        n, c, *size = view.shape
+        axes = zip(size, op.output.shape[2:], op.kernel, op.stride, op.pad, strict=True)
+        spans = [min(s, (o - 1) * step + k - pad) if k >= step else o for s, o, k, step, pad in axes]
+        return n * c * math.prod(spans)
+    return math.prod(view.shape)
 
 
-def _touched(op: Op, outside: bool) -> int:
-    """Bytes of the first operand that an output depends on, if it comes from outside."""
-    if not outside:
+def _constants(op: Op) -> int:
+    if not isinstance(op, Contract):
         return 0
-    return op.layer.geometry.touched_bytes if isinstance(op, Contract) else inputs_of(op)[0].tensor.bytes
-
-
-def _elements(op: Op) -> int:
-    n, c, h, w = op.output.shape
-    return n * c * h * w * op.output.tensor.size
-
-
-def _utilisation(machine: Machine, macs: int, cycles: int) -> float:
-    return macs / (cycles * machine.array.macs_per_cycle) if cycles else 0.0
+    geometry = op.layer.geometry
+    return geometry.weight_bytes + PARAMETER_BYTES * geometry.groups * geometry.oc

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from graphopt.artifact.checks import fit
+from graphopt.artifact.checks import exact, fit, fit_exactly
 from graphopt.artifact.host import check_host
 from graphopt.artifact.manifest import dtype_of
 from graphopt.artifact.parts import Parts
@@ -61,6 +61,7 @@ class Executable(Artifact):
         else:
             self._session = Session(self.library, self.manifest.device, self.manifest.entry, threads)
             self._session.set_weights(list(self.weights.values()))
+        self._exact = exact(self.inputs)
         self._results = [(spec.name, dtype_of(spec.dtype)) for spec in self.outputs]
         self._lock = threading.Lock()
 
@@ -72,7 +73,8 @@ class Executable(Artifact):
         Raises:
             DataError: an input is missing, unknown, or of the wrong dtype, rank or size.
         """
-        arrays = fit(self.inputs, inputs)
+        known = None if self._exact is None else fit_exactly(self._exact, inputs)
+        arrays = fit(self.inputs, inputs) if known is None else known
         with self._lock:
             if self._session is None:
                 raise ArtifactError(f"{self.name} was closed: load it again.")

@@ -275,4 +275,9 @@ class _Product:
             lambda i, j, offset: [position + column + i, g * each + (block + j) * lanes + offset],
             lambda value, at, width: self.finish(value, self.m, self.r, at, width),
             self.y,
+            together=(
+                (lambda values, at: self.finish.together(values, self.m, self.r, at, lanes))
+                if self.finish.packs(self.isa)
+                else None
+            ),
         )

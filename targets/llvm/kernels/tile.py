@@ -125,15 +125,27 @@ class Accumulators:
         finish: Callable[[Expr, list[Expr], int], Expr],
         out: Any,
         apart: bool = False,
+        together: Callable[[list[Expr], list[Expr]], Expr] | None = None,
     ) -> None:
         """Store the tile: ``counts[j]`` elements of column j, in runs of at most a vector.
 
         `to(i, j, offset)` gives the place of element `offset` of row i, column j in `out`;
         `finish(value, place, width)` the value to store for a run that starts there. With `apart` that is done when
         the tile is stored, in a loop over its rows: less code where finishing takes many instructions.
+        `together(values, place)` is the value to store for four or two whole columns side by side at once.
         """
         apart = apart and self.shape.rows > 1
         runs = [(j, *run) for j, count in enumerate(counts) for run in pieces(count, self.isa.lanes)]
+        lanes, joined = self.isa.lanes, 0
+        for i in range(self.shape.rows) if together is not None else ():
+            joined = 0
+            for size in (4, 2):
+                while joined + size <= sum(count == lanes for count in counts):
+                    place = to(i, joined, 0)
+                    values = [self.vector(i, joined + j) for j in range(size)]
+                    store(out, together(values, place), place, size * lanes)
+                    joined += size
+        runs = [run for run in runs if run[0] >= joined]
         for i in range(self.shape.rows):
             for j, offset, width in runs:
                 place, value = to(i, j, offset), self.vector(i, j, offset, width)

@@ -214,23 +214,34 @@ class _Block:
 
     def transform_output(self, row: Expr, column: Expr, t: Expr) -> None:
         """``A^T products[:, t] A``, finished and stored where the output has such rows and columns."""
-        c, width = self.c, self.blocks * self.isa.lanes
+        c, lanes = self.c, self.isa.lanes
 
-        def run(k: Expr, lanes: int) -> None:
-            def read(i: int, j: int) -> Expr:
-                return named(load(self.products, [i * 4 + j, t * width + k], lanes))
-
-            down = [_apply_at([read(i, j) for i in range(4)]) for j in range(4)]
-            bias = named(load(self.b, [k], lanes))
+        def run(k: Expr, count: int) -> None:
+            pair = [self._sums(t, k + at, min(count, lanes)) for at in range(0, count, lanes)]
             for i in range(2):
-                for j, value in enumerate(_apply_at([down[j][i] for j in range(4)])):
+                for j in range(2):
                     y, x = row * 2 + i, column * 2 + j
                     exists = [y < c.oh] * (i == 1 and c.oh % 2) + [x < c.ow] * (j == 1 and c.ow % 2)
                     with when(tirx.all(*exists)) if exists else contextlib.nullcontext():
-                        place = [self.n, y, x, k]
-                        store(self.y, self.finish(value + bias, self.m, self.r, place, lanes), place, lanes)
+                        place, values = [self.n, y, x, k], [sums[2 * i + j] for sums in pair]
+                        if len(values) == 2:
+                            value = self.finish.together(values, self.m, self.r, place, lanes)
+                        else:
+                            value = self.finish(values[0], self.m, self.r, place, count)
+                        store(self.y, value, place, count)
 
-        runs(c.co, self.isa.lanes, run)
+        runs(c.co, 2 * lanes if self.finish.packs(self.isa) else lanes, run)
+
+    def _sums(self, t: Expr, k: Expr, lanes: int) -> list[Expr]:
+        """``A^T products[:, t] A`` with the bias, of `lanes` channels from `k` on."""
+        width = self.blocks * self.isa.lanes
+
+        def read(i: int, j: int) -> Expr:
+            return named(load(self.products, [i * 4 + j, t * width + k], lanes))
+
+        down = [_apply_at([read(i, j) for i in range(4)]) for j in range(4)]
+        bias = named(load(self.b, [k], lanes))
+        return [named(value + bias) for i in range(2) for value in _apply_at([down[j][i] for j in range(4)])]
 
 
 def _apply_bt(d: list[Expr]) -> list[Expr]:

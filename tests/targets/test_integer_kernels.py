@@ -108,7 +108,36 @@ def test_convolution(variant, case, seed):
     np.testing.assert_array_equal(got, last(want))
 
 
-@pytest.mark.parametrize(("rows", "k", "co"), [((3, 5), 13, 20), ((1,), 64, 10), ((37,), 8, 70), ((2, 1), 1, 1)])
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("variant", ["avx2", "avx512"])
+@given(zero=st.integers(0, 255), ends=st.tuples(st.integers(0, 255), st.integers(0, 255)))
+@EXAMPLES
+def test_vectors_rounded_together(variant, count, zero, ends):
+    """As one by one: halves to even, what is far beyond int32, infinities."""
+    import tvm
+
+    from graphopt.targets.llvm.kernels.emit import function, load, store
+
+    cpu, isa = isa_of(variant)
+    assert Finish(Range(0)).packs(isa)
+    limits, width = Range(zero, min(ends), max(ends)), count * isa.lanes
+    rng = np.random.default_rng(zero)
+    extremes = [0.5, 1.5, -0.5, 2.5, 3e9, -3e9, 1e30, -1e30, np.inf, -np.inf, 254.5, 255.5, 40000, -40000, 70000, -7e4]
+    x = np.concatenate([extremes, rng.integers(-600, 600, 4 * width - 16) / 2]).astype(np.float32)
+    with function("kernel") as (f, made):
+        source, target = f.argument("x", [len(x)]), f.argument("y", [len(x)], "uint8")
+        for at in range(0, len(x), width):
+            steps = [load(source, [at + i * isa.lanes], isa.lanes) for i in range(count)]
+            store(target, limits.round_together(steps, isa.lanes), [at], width)
+    result = tvm.runtime.tensor(np.zeros(len(x), np.uint8))
+    tvm.compile(tvm.IRModule({"kernel": made[0]}), target=cpu.tvm_target())["kernel"](tvm.runtime.tensor(x), result)
+    want = np.clip(np.rint(x.astype(np.float64)) + zero, limits.low, limits.high)
+    np.testing.assert_array_equal(result.numpy(), want.astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "co"), [((3, 5), 13, 20), ((1,), 64, 10), ((37,), 8, 70), ((2, 1), 1, 1), ((4,), 4, 133)]
+)
 @pytest.mark.parametrize("variant", ["native", "avx2"])
 def test_dense_of_open_rows(variant, rows, k, co):
     """Rows that don't fill the last tile are computed by smaller ones."""

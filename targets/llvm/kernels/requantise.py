@@ -151,7 +151,11 @@ def _nearest(x: Expr, lanes: int) -> Expr:
     """int32, halves to even; what is too small becomes the least."""
     if lanes == 8:
         return tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx.cvt.ps2dq.256", x)
-    every = (splat(0, lanes, "int32"), tirx.const(-1, "int16"), tirx.const(4, "int32"))  # the rounding of the CPU's mode
+    every = (
+        splat(0, lanes, "int32"),
+        tirx.const(-1, "int16"),
+        tirx.const(4, "int32"),
+    )  # the rounding of the CPU's mode
     return tirx.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", x, *every)
 
 

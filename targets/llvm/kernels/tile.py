@@ -136,16 +136,12 @@ class Accumulators:
         """
         apart = apart and self.shape.rows > 1
         runs = [(j, *run) for j, count in enumerate(counts) for run in pieces(count, self.isa.lanes)]
-        lanes, joined = self.isa.lanes, 0
+        lanes, groups = self.isa.lanes, self._side_by_side(counts) if together is not None else []
         for i in range(self.shape.rows) if together is not None else ():
-            joined = 0
-            for size in (4, 2):
-                while joined + size <= sum(count == lanes for count in counts):
-                    place = to(i, joined, 0)
-                    values = [self.vector(i, joined + j) for j in range(size)]
-                    store(out, together(values, place), place, size * lanes)
-                    joined += size
-        runs = [run for run in runs if run[0] >= joined]
+            for j, size in groups:
+                values, place = [self.vector(i, j + k) for k in range(size)], to(i, j, 0)
+                store(out, together(values, place), place, size * lanes)
+        runs = [run for run in runs if not any(j <= run[0] < j + size for j, size in groups)]
         for i in range(self.shape.rows):
             for j, offset, width in runs:
                 place, value = to(i, j, offset), self.vector(i, j, offset, width)
@@ -155,6 +151,12 @@ class Accumulators:
                 for j, offset, width in runs:
                     place = to(i, j, offset)
                     store(out, finish(load(out, place, width), place, width), place, width)
+
+    def _side_by_side(self, counts: Sequence[int]) -> list[tuple[int, int]]:
+        """Fours and twos of whole columns, as (first, number)."""
+        whole = sum(count == self.isa.lanes for count in counts)
+        fours = [(j, 4) for j in range(0, whole - 3, 4)]
+        return fours + [(j, 2) for j in range(4 * len(fours), whole - 1, 2)]
 
     def read(self, source: Any, counts: Sequence[int], place: Place) -> None:
         """Set the accumulators to what `write` stored without finishing."""

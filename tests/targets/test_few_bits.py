@@ -143,3 +143,25 @@ def test_many_rows_of_a_known_number():
         feeds = {"x": np.random.default_rng(0).standard_normal((37, 70)).astype(np.float32)}
         want, got = oracle.run(model, feeds)["y"], executable.run(feeds)["y"]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("channels", "kept"), [(400, True), (100, False)])
+@pytest.mark.parametrize("each", [True, False])
+def test_depthwise_weights_stay_bytes_where_that_counts(channels, kept, each):
+    """Made float at each run; small ones when the model is compiled. A scale for each channel, or one."""
+    rng = np.random.default_rng(0)
+    size = channels if each else 1
+    model = from_text(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[1,{channels},7,9] x, int8[{channels},1,5,5] w, float{f"[{size}]" if each else ""} s) => (float[1,{channels},7,9] y) {{
+            d = DequantizeLinear<axis=0>(w, s) c = Conv<group={channels}, pads=[2,2,2,2]>(x, d) y = Relu(c) }}""",
+        w=rng.integers(-128, 128, (channels, 1, 5, 5)).astype(np.int8),
+        s=rng.uniform(0.01, 0.02, size).astype(np.float32).reshape((size,) if each else ()),
+    )  # fmt: skip
+    program = Llvm(threads=1).build(model, Context())
+    dtypes = {str(array.dtype) for array in program.weights.values() if array.size == 25 * channels}
+    assert dtypes == ({"int8"} if kept else {"float32"})
+    feeds = {"x": rng.standard_normal((1, channels, 7, 9)).astype(np.float32)}
+    with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
+        (got,) = executable.run(feeds).values()
+    np.testing.assert_allclose(got, oracle.run(model, feeds)["y"], rtol=1e-5, atol=1e-4)

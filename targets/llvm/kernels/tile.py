@@ -12,6 +12,7 @@ A CPU with two FMA units of latency 4 and two load ports needs ``rows * cols >= 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -136,11 +137,12 @@ class Accumulators:
         """
         apart = apart and self.shape.rows > 1
         runs = [(j, *run) for j, count in enumerate(counts) for run in pieces(count, self.isa.lanes)]
-        lanes, groups = self.isa.lanes, self._side_by_side(counts) if together is not None else []
-        for i in range(self.shape.rows) if together is not None else ():
-            for j, size in groups:
+        groups: list[tuple[int, int]] = []
+        if together is not None:
+            groups = self._side_by_side(counts)
+            for i, (j, size) in itertools.product(range(self.shape.rows), groups):
                 values, place = [self.vector(i, j + k) for k in range(size)], to(i, j, 0)
-                store(out, together(values, place), place, size * lanes)
+                store(out, together(values, place), place, size * self.isa.lanes)
         runs = [run for run in runs if not any(j <= run[0] < j + size for j, size in groups)]
         for i in range(self.shape.rows):
             for j, offset, width in runs:

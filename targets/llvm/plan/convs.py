@@ -21,6 +21,7 @@ from graphopt.targets.llvm.plan.epilogues import Tail
 from graphopt.targets.llvm.plan.kernels import Kernels, call
 from graphopt.targets.llvm.plan.layout import Dim, Twins, image, is_turned
 from graphopt.targets.llvm.plan.sources import sources
+from graphopt.targets.llvm.plan.weights import bytes_of
 
 
 def window(node: ir.Node, kernel: Sequence[int]) -> Conv | None:
@@ -123,7 +124,7 @@ def emit(tail: Tail, c: Conv, kernels: Kernels, twins: Twins) -> None:
     shape = image(node.outputs[0])
     assert shape is not None
     dims: list[Dim] = [shape.n, c.oh, c.ow, c.co]
-    inputs = [*(read if how.pattern is None else [twins.last(x)]), *_weights(node, how, c, kernels)]
+    inputs = [*(read if how.pattern is None else [twins.last(x)]), *_weights(node, how, c, kernels, twins)]
     if tail.residual is not None:
         inputs.append(twins.shaped(twins.last(tail.residual), dims, tail.residual))
     called = call(symbol, inputs, dims, tail.last)
@@ -159,7 +160,7 @@ def _make(
             return winograd.make(c, isa, epilogue, parallel, symbol, choice.SCHEMES[how.algorithm], how.tile)
 
 
-def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> list[ir.Value]:
+def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels, twins: Twins) -> list[ir.Value]:
     """Weights and bias as the kernel reads them."""
     weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     assert weight is not None
@@ -187,7 +188,28 @@ def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels) -> list[i
     if how.algorithm == "depthwise":
         lanes, group = 1, 1
     moved = c.strides[1] if p > 1 else 0
-    packed = kernels.constant((how.algorithm, weight, lanes, group, p, moved), f"{weight.name}_packed", pack)
+    packed = _from_bytes(node, weight, c, kernels, twins) if how.algorithm == "depthwise" else None
+    if packed is None:
+        packed = kernels.constant((how.algorithm, weight, lanes, group, p, moved), f"{weight.name}_packed", pack)
     key, repeated = ("bias", bias, c.co, lanes, group, p), None if b is None else np.tile(b, p)
     shift = kernels.constant(key, f"{weight.name}_bias", lambda: conv.pack_bias(repeated, c.co * p, lanes, group))
     return [packed, shift]
+
+
+def _from_bytes(node: ir.Node, weight: ir.Value, c: Conv, kernels: Kernels, twins: Twins) -> ir.Value | None:
+    """Weights of a depthwise convolution that were 8 bits and stay so in memory: made float32 at each run.
+
+    A kernel's row of images reads each of them many times, so that takes a percent of the layer's time or less.
+    """
+    kept, x = bytes_of(weight), node.inputs[0]
+    if kept is None or x is None or kept.axis != 0:
+        return None
+    packed = kernels.constant(
+        ("bytes", weight), f"{weight.name}_bytes", lambda: depthwise.pack(oriented(kept.values, x))
+    )
+    each = kernels.constant(
+        ("scale", weight),
+        f"{weight.name}_scale",
+        lambda: np.ascontiguousarray(np.broadcast_to(kept.scale, (c.co,))),
+    )
+    return twins.new("DequantizeLinear", [packed, each], [*c.kernel, c.co], {"axis": 2}, weight)

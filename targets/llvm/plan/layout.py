@@ -137,7 +137,12 @@ class Twins:
         return self.new("Reshape", [value, target], dims, {}, like)
 
     def new(
-        self, op: str, inputs: list[ir.Value], dims: Sequence[Dim], attributes: dict[str, list[int]], like: ir.Value
+        self,
+        op: str,
+        inputs: list[ir.Value],
+        dims: Sequence[Dim],
+        attributes: dict[str, int | list[int]],
+        like: ir.Value,
     ) -> ir.Value:
         """The output, of dimensions `dims`, of a new node put here; named after `like`."""
         output = ir.val(fresh_name(self.graph, f"{like.name}_turned"), like.dtype, ir.Shape(dims))

@@ -17,8 +17,8 @@ from onnx_ir.passes import common
 from graphopt.graph import add_constant, constant_array, derive, fresh_name
 from graphopt.targets.llvm.plan.evaluate import evaluate
 from graphopt.targets.llvm.plan.integer.region import dequantized, quantized
-from graphopt.targets.llvm.plan.integer.weights import float_constant
 from graphopt.targets.llvm.plan.layout import replace
+from graphopt.targets.llvm.plan.weights import float_constant
 
 ELEMENTWISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Neg", "Abs", "Sqrt", "Reciprocal", "Exp", "Log", "Erf", "Tanh"}

@@ -22,9 +22,9 @@ from graphopt.targets.llvm.plan.integer.layers import Layer
 from graphopt.targets.llvm.plan.integer.loosen import loosen
 from graphopt.targets.llvm.plan.integer.region import Region
 from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
-from graphopt.targets.llvm.plan.integer.weights import WEIGHTED, make_float
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, image
+from graphopt.targets.llvm.plan.weights import WEIGHTED, make_float
 
 FAMILIES: tuple[ModuleType, ...] = (calls, pools, few_bits, behind)
 

@@ -17,7 +17,7 @@ from graphopt.targets.llvm.kernels.requantise import Finish, Range, Residual
 from graphopt.targets.llvm.plan.convs import oriented, window
 from graphopt.targets.llvm.plan.epilogues import activation_of, tail
 from graphopt.targets.llvm.plan.integer.region import Quantized, dequantized, last_first, only_reader, quantized
-from graphopt.targets.llvm.plan.integer.weights import Weight, bias_of, weight_of
+from graphopt.targets.llvm.plan.weights import Weight, bias_of, weight_of
 
 Array = np.ndarray[Any, Any]
 

@@ -12,8 +12,8 @@ from onnx_ir.passes import common
 
 from graphopt.graph import add_constant, derive, fresh_name
 from graphopt.targets.llvm.plan.integer.region import dequantized, quantized
-from graphopt.targets.llvm.plan.integer.weights import WEIGHTED, make_float
 from graphopt.targets.llvm.plan.layout import replace
+from graphopt.targets.llvm.plan.weights import WEIGHTED, make_float
 
 YIELDING = frozenset({*WEIGHTED, "Add", "BatchNormalization", "Sum"})
 """Operators that a Relu may have followed."""

@@ -10,6 +10,9 @@ import onnx_ir as ir
 from graphopt.graph import add_constant, constant_array
 
 Array = np.ndarray[Any, Any]
+BYTES = "graphopt.bytes"
+LARGE = 1 << 13
+"""Elements from which four bytes each count for more than making them of one at each run."""
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -64,7 +67,15 @@ def make_float(graph: ir.Graph, node: ir.Node) -> None:
     for index, value in enumerate(node.inputs):
         array = None if value is None or constant_array(value) is not None else float_constant(value)
         if value is not None and array is not None:
-            node.replace_input_with(index, add_constant(graph, f"{value.name}_float", array))
+            real = add_constant(graph, f"{value.name}_float", array)
+            real.meta[BYTES] = weight_of(value)
+            node.replace_input_with(index, real)
+
+
+def bytes_of(value: ir.Value) -> Weight | None:
+    """What `make_float` made `value` of, where that is large enough to be worth keeping instead."""
+    weight = value.meta.get(BYTES)
+    return weight if isinstance(weight, Weight) and weight.values.size >= LARGE else None
 
 
 def float_constant(value: ir.Value | None) -> Array | None:

@@ -151,9 +151,10 @@ def test_depthwise_weights_stay_bytes_where_that_counts(channels, kept, each):
     """Made float at each run; small ones when the model is compiled. A scale for each channel, or one."""
     rng = np.random.default_rng(0)
     size = channels if each else 1
+    scale = f"[{size}]" if each else ""
     model = from_text(
         f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[1,{channels},7,9] x, int8[{channels},1,5,5] w, float{f"[{size}]" if each else ""} s) => (float[1,{channels},7,9] y) {{
+        g (float[1,{channels},7,9] x, int8[{channels},1,5,5] w, float{scale} s) => (float[1,{channels},7,9] y) {{
             d = DequantizeLinear<axis=0>(w, s) c = Conv<group={channels}, pads=[2,2,2,2]>(x, d) y = Relu(c) }}""",
         w=rng.integers(-128, 128, (channels, 1, 5, 5)).astype(np.int8),
         s=rng.uniform(0.01, 0.02, size).astype(np.float32).reshape((size,) if each else ()),

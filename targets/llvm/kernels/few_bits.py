@@ -1,10 +1,10 @@
 """Products with weights of 4 or 8 bits that stay so in memory: dequantized in registers, on the way into the sum.
 
 ``y[r, c] = sum_k x[r, k] * (q[k, c] * s[b, c] + t[b, c]) + bias[c]`` for the block b that k is in, with
-``t = -zero * s``. A vector of weights is widened and scaled once for all rows of a tile: with few rows the time goes by
-the bytes of the weights. From `MANY` rows on it goes by the products, and weights are dequantized once for all rows,
-a panel of columns at a time. Two rows of 4-bit weights share a vector of bytes: the even one in the lower halves, the
-odd one in the upper.
+``t = -z[b, c] * s[b, c]`` for a byte z. A vector of weights is widened and scaled once for all rows of a tile: with few
+rows the time goes by the bytes of the weights. From `MANY` rows on it goes by the products, and weights are dequantized
+once for all rows, a panel of columns at a time. Two rows of 4-bit weights share a vector of bytes: the even one in the
+lower halves, the odd one in the upper.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tvm import tirx
 from graphopt.targets.llvm.kernels import tile
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, named, scratch, splat, store, when
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
+from graphopt.targets.llvm.kernels.requantise import as_float
 
 Array = np.ndarray[Any, Any]
 TEMPORARIES = 4
@@ -58,27 +59,28 @@ def pack(q: Array, p: FewBits, lanes: int) -> Array:
 
 
 def pack_scale(scale: Array, lanes: int) -> Array:
-    """float32 [blocks, co] -> [blocks, columns * lanes]."""
-    padded = np.zeros((len(scale), -(-scale.shape[1] // lanes) * lanes), np.float32)
+    """Scales or zero points [blocks, co] -> [blocks, columns * lanes]."""
+    padded = np.zeros((len(scale), -(-scale.shape[1] // lanes) * lanes), scale.dtype)
     padded[:, : scale.shape[1]] = scale
     return padded
 
 
 def make(p: FewBits, isa: Isa, epilogue: Epilogue, parallel: bool, name: str) -> tirx.PrimFunc:
-    """``f(x, weights, s, t, bias[, residual], y)``; bias as `conv.pack_bias` has it."""
+    """``f(x, weights, s, z, bias[, residual], y)``; bias as `conv.pack_bias` has it."""
     lanes = isa.lanes
     columns = -(-p.co // lanes)
     with function(name) as (f, made):
         x = f.argument("x", [*p.rows, p.k])
         w = f.argument("w", [columns, p.lines, lanes], "uint8")
-        s, t = (f.argument(n, [len(p.blocks), columns * lanes]) for n in ("s", "t"))
+        s = f.argument("s", [len(p.blocks), columns * lanes])
+        z = f.argument("z", [len(p.blocks), columns * lanes], "uint8")
         b = f.argument("b", [columns * lanes])
         r = f.argument("r", [*p.rows, p.co]) if epilogue.residual else None
         y = f.argument("y", [*p.rows, p.co])
         x, y = f.matrix(x, [*p.rows, p.k]), f.matrix(y, [*p.rows, p.co])
         r = None if r is None else f.matrix(r, [*p.rows, p.co])
         rows = f.product(p.rows)
-        product = _Product(p, isa, epilogue, x, w, s, t, b, r, y)
+        product = _Product(p, isa, epilogue, x, w, s, z, b, r, y)
         if isinstance(rows, int):
             product.many(rows, parallel) if rows >= MANY else product.few(rows, parallel)
         else:
@@ -98,7 +100,7 @@ class _Product:
     x: Any
     w: Any
     s: Any
-    t: Any
+    z: Any
     b: Any
     r: Any
     y: Any
@@ -201,7 +203,9 @@ class _Product:
         body: Callable[[Expr, list[Expr]], Any],
     ) -> None:
         lanes, each = self.isa.lanes, 2 if self.p.bits == 4 else 1
-        s, t = ([named(load(b, [block, (column + j) * lanes], lanes)) for j in columns] for b in (self.s, self.t))
+        s, z = ([load(b, [block, (column + j) * lanes], lanes) for j in columns] for b in (self.s, self.z))
+        s = [named(v) for v in s]
+        t = [named(splat(0.0, lanes) - as_float(v, lanes) * s[j]) for j, v in enumerate(z)]
 
         def line(at: Expr, count: int) -> None:
             """`count` rows of weights from row `at` on, in one vector of bytes for each column."""

@@ -89,7 +89,7 @@ def _is_product(node: ir.Node) -> bool:
 
 
 def _weights(node: ir.Node) -> tuple[Array, Array, Array, int, int] | None:
-    """Unsigned integers [K, N], float32 scales and zero points [blocks, N], the number of bits, a block's size."""
+    """Unsigned integers [K, N], float32 scales and uint8 zero points [blocks, N], the number of bits, a block's size."""
     value = node.inputs[1]
     source = None if value is None else value.producer()
     if node.op_type == "Conv":
@@ -119,7 +119,7 @@ def _weights(node: ir.Node) -> tuple[Array, Array, Array, int, int] | None:
     raised = RAISED.get(q.dtype, 0)
     bits = BITS[q.dtype]
     integers: Array = (q.astype(np.int16) + raised).astype(np.uint8)
-    offset = zero.astype(np.float32) + raised
+    offset: Array = (zero.astype(np.int16) + raised).astype(np.uint8)
     if turned:
         integers = np.ascontiguousarray(integers.T)
     k, n = integers.shape[0], integers.shape[1]
@@ -141,7 +141,7 @@ def emit(layer: Dense, kernels: Kernels, twins: Twins) -> None:
     constants = {
         "weights": lambda: few_bits.pack(layer.q, p, lanes),
         "scale": lambda: few_bits.pack_scale(layer.scale, lanes),
-        "shift": lambda: few_bits.pack_scale(-layer.zero * layer.scale, lanes),
+        "zero": lambda: few_bits.pack_scale(layer.zero, lanes),
         "bias": lambda: conv.pack_bias(layer.bias, p.co, lanes),
     }
     packed = [

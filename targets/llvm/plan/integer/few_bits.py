@@ -89,7 +89,7 @@ def _is_product(node: ir.Node) -> bool:
 
 
 def _weights(node: ir.Node) -> tuple[Array, Array, Array, int, int] | None:
-    """Unsigned integers [K, N], float32 scales and uint8 zero points [blocks, N], the number of bits, a block's size."""
+    """Unsigned integers [K, N], scales and uint8 zero points [blocks, N], the number of bits, a block's size."""
     value = node.inputs[1]
     source = None if value is None else value.producer()
     if node.op_type == "Conv":

@@ -108,6 +108,10 @@ def contraction(node: ir.Node) -> Candidate:
         return [Contract(region.layer, reshaped(sources[0], x_shape), reshaped(result, y_shape))]
 
     raw = region.layer.requantise.raw
+    if raw and any(use.node.op_type in UNARY | {"Sum"} for use in region.result.uses()):
+        raise RefusedError(
+            "float operators follow, which the CPU's kernel takes along: quantize its result to have it on the NPU"
+        )
     unit = region.layer.requantise.multiplier if raw else None
     return Candidate(node, region.nodes, (region.source,), region.result, ops, g.macs, unit)
 

@@ -135,7 +135,7 @@ class _Clock:
         count = len(stream.instructions)
         self.start, self.finish, self.ready = [0] * count, [0] * count, [0] * count
         self._words, self._machine, self._node = stream.instructions, machine, stream.node
-        self._free = [0] * len(QUEUES)
+        self._free, self._last = [0] * len(QUEUES), [0] * len(QUEUES)
         self._ports: dict[str, int] = {}
         self._given: list[list[list[int]]] = [[[] for _ in QUEUES] for _ in QUEUES]  # [to][from]
         self._taken = [[0] * len(QUEUES) for _ in QUEUES]
@@ -189,6 +189,7 @@ class _Clock:
         if work.memory is not None:
             self._ports[work.memory.name] = end
             finish += work.memory.latency_cycles
+        finish = self._last[queue] = max(finish, self._last[queue])
         self._free[queue] = end
         self.start[number], self.finish[number] = start, finish
         if word.wait:

@@ -7,7 +7,7 @@ word of each other queue, and not for one it waits for by way of others already.
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +36,10 @@ class History:
         hit = (table[:, 0] < touch.end) & (touch.start < table[:, 1])
         if not touch.write:
             hit &= table[:, 2] == 1
-        return table[hit, 3:].max(axis=0, initial=0).tolist()
+        rows = hit.nonzero()[0]
+        if len(rows) < 2:
+            return table[rows[0], 3:].tolist() if len(rows) else [0] * len(QUEUES)
+        return table[rows, 3:].max(axis=0).tolist()
 
     def add(self, touch: Touch, queue: int, number: int) -> None:
         """Note `touch`. What it writes over needs no more be known: who conflicts with that conflicts with it too."""
@@ -45,16 +48,16 @@ class History:
         inside = (touch.start <= table[:, 0]) & (table[:, 1] <= touch.end)
         if not touch.write:
             inside &= (table[:, 2] == 0) & (table[:, 3 + queue] > 0)
-        places = np.flatnonzero(inside)
-        if len(places):
+        places = inside.nonzero()[0].tolist()
+        if len(places) > 1:
             count = self._keep(memory, ~inside)
         if count == len(self._tables[memory]):
             self._tables[memory] = np.concatenate([self._tables[memory], np.zeros_like(self._tables[memory])])
-        row = self._tables[memory][count]
-        row[:3] = touch.start, touch.end, touch.write
-        row[3:] = 0
+        place = places[0] if len(places) == 1 else count
+        row = [touch.start, touch.end, int(touch.write), 0, 0, 0, 0, 0]
         row[3 + queue] = number
-        self._counts[memory] = count + 1
+        self._tables[memory][place] = row
+        self._counts[memory] = max(count, place + 1)
 
     def forget(self, floor: Sequence[int]) -> None:
         """Drop words up to `floor` of each queue: everyone to come has waited for them."""
@@ -120,7 +123,10 @@ def add_tokens(words: Sequence[Word]) -> list[Word]:
         if at % ENOUGH == 0:
             latest = [clocks[q][-1] if clocks[q] else idle for q in (LOAD, EXECUTE, VECTOR)]
             history.merge([min(clock[q] for clock in latest) for q in range(len(QUEUES))])
-    return [
-        dataclasses.replace(word, wait=wait, signal=signal)
-        for word, wait, signal in zip(words, waits, signals, strict=True)
-    ]
+    return [_with_tokens(word, wait, signal) for word, wait, signal in zip(words, waits, signals, strict=True)]
+
+
+def _with_tokens(word: Word, wait: int, signal: int) -> Word:
+    made = copy.copy(word)
+    made.__dict__.update(wait=wait, signal=signal)  # dataclasses.replace takes ten times as long
+    return made

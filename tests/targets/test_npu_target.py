@@ -189,11 +189,11 @@ def matmul_with_bias(b: Builder, value: str) -> str:
 
 def used_twice(b: Builder, value: str) -> str:
     value = conv(b, value, (4, 4, 1, 1))
-    return b.node("Add", [value, b.node("Relu", [value], "r")], "y")
+    return b.node("Concat", [value, b.node("Softmax", [value], "r")], "y", axis=1)
 
 
 FORMS: dict[str, tuple[Callable[[Builder, str], str], list[int]]] = {
-    "sigmoid after": (lambda b, v: b.node("Sigmoid", [conv(b, v, (5, 4, 3, 3))], "y"), [1, 4, 9, 9]),
+    "float after": (lambda b, v: b.node("Softmax", [conv(b, v, (5, 4, 3, 3))], "y"), [1, 4, 9, 9]),
     "one-dimensional": (lambda b, v: b.pair(conv(b, v, (5, 4, 3), pads=[2, 0]), 0.05, 0), [1, 4, 9]),
     "same lower": (
         lambda b, v: b.pair(conv(b, v, (5, 4, 3, 3), auto_pad="SAME_LOWER", strides=[2, 2]), 0.05, 1),
@@ -220,6 +220,7 @@ def test_forms_the_array_takes(name: str) -> None:
 
 
 REFUSED = {
+    "float operators follow": lambda b, v: b.node("Sigmoid", [conv(b, v, (5, 4, 3, 3))], "y"),
     "is not quantized": lambda b, v: b.node("Conv", [v, b.array("w", np.ones((2, 4, 1, 1), np.float32))], "c"),
     "computed at run time": lambda b, v: b.node("MatMul", [v, v], "c"),
     "transposed": lambda b, v: b.node("ConvTranspose", [v, b.weight("w", (4, 2, 3, 3))], "c"),

@@ -68,11 +68,8 @@ def _account(stream: Stream, machine: Machine, plan: Schedule, number: int, firs
         queue = queue_of(word)
         if queue is None:
             continue
-        busy[QUEUES[queue]] += plan.finish[at] - plan.start[at]
+        busy[QUEUES[queue]] += plan.end[at] - plan.start[at]
         if isinstance(word, Load):
-            busy[QUEUES[queue]] -= machine.memory(
-                "constants" if word.space == CONSTANTS else "activations"
-            ).latency_cycles
             size = word.planes * word.rows * word.size
             if queue == STORE:
                 written += size

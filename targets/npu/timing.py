@@ -55,9 +55,11 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Cycle in which each word of a stream starts and has finished; `ready`: when its queue had come to it."""
+    """Cycle in which each word of a stream starts, its unit is done with it (`end`: the next may start), and it has
+    finished (what it wrote is there); `ready`: when its queue had come to it."""
 
     start: list[int]
+    end: list[int]
     finish: list[int]
     ready: list[int]
 
@@ -125,7 +127,7 @@ def schedule(stream: Stream, machine: Machine) -> Schedule:
         clock.barrier(number)
         segment = [[] for _ in QUEUES]
     clock.run(segment)
-    return Schedule(clock.start, clock.finish, clock.ready)
+    return Schedule(clock.start, clock.end, clock.finish, clock.ready)
 
 
 class _Clock:
@@ -133,7 +135,7 @@ class _Clock:
 
     def __init__(self, stream: Stream, machine: Machine) -> None:
         count = len(stream.instructions)
-        self.start, self.finish, self.ready = [0] * count, [0] * count, [0] * count
+        self.start, self.end, self.finish, self.ready = ([0] * count for _ in range(4))
         self._words, self._machine, self._node = stream.instructions, machine, stream.node
         self._free, self._last = [0] * len(QUEUES), [0] * len(QUEUES)
         self._ports: dict[str, int] = {}
@@ -191,7 +193,7 @@ class _Clock:
             finish += work.memory.latency_cycles
         finish = self._last[queue] = max(finish, self._last[queue])
         self._free[queue] = end
-        self.start[number], self.finish[number] = start, finish
+        self.start[number], self.end[number], self.finish[number] = start, end, finish
         if word.wait:
             taken = self._taken[queue]
             for source, count in enumerate(tokens(word.wait)):
@@ -204,7 +206,7 @@ class _Clock:
         """All queues have come to the fence `number`."""
         now = max(self.finish[:number], default=0)
         self._free = [now] * len(QUEUES)
-        self.start[number] = self.finish[number] = self.ready[number] = now
+        self.start[number] = self.end[number] = self.finish[number] = self.ready[number] = now
 
     def _deadlock(self, waiting: list[int]) -> None:
         words = ", ".join(f"{number} ({self._words[number].MNEMONIC})" for number in waiting)

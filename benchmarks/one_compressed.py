@@ -27,6 +27,8 @@ from graphopt.pipeline import PRESETS, load_plugin
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
+TRAINING = 4096
+"""How many samples fine-tuning gets at most."""
 
 
 def measure(
@@ -53,6 +55,7 @@ def measure(
 def _samples(reference: ReferenceModel, pipeline: str) -> Iterable[Feeds]:
     """As many samples as the pipeline's passes look at; the model's calibration data where that is all there is."""
     wanted = max((int(n) for n in re.findall(r"samples=(\d+)", pipeline)), default=256)
+    wanted = TRAINING if "fine-tune" in pipeline else wanted
     if reference.unlabelled is not None:
         return reference.unlabelled(wanted)
     return reference.calibration() if reference.calibration is not None else [reference.example(1)]

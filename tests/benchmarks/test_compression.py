@@ -22,11 +22,11 @@ def test_rows_of_channel_pruning_and_its_baseline(tmp_path):
     assert pruned.keys() >= KEYS
     assert (pruned["model"], pruned["recipe"], pruned["metric"], pruned["n"]) == ("digits", "channels", "accuracy", 500)
     assert pruned["float"] == 0.994
-    assert pruned["compressed"] >= pruned["float"] - 0.01
+    assert pruned["compressed"] >= 0.9  # a quarter of the arithmetic, before fine-tuning
     assert naive["compressed"] < pruned["compressed"] - 0.1
     assert 0.2 < rounded["size_ratio"] < 0.45
     assert rounded["macs_ratio"] == 1
-    assert 0 < pruned["size_ratio"] < 0.7
+    assert 0 < pruned["size_ratio"] < 0.5
     assert pruned["speedup"] > 0
     assert pruned["speedup_vs_onnxruntime"] > 0
     assert json.loads(out.read_text())["rows"] == [pruned, naive, rounded]

@@ -20,6 +20,7 @@ from graphopt.targets.npu.shapes import Operand, conv_geometry, gemm_geometry
 Array = np.ndarray[Any, Any]
 CANDIDATES = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose"})
 EIGHT_BITS = {ir.DataType.INT8: (-128, 127), ir.DataType.UINT8: (0, 255)}
+FOUR_BITS = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
 NOT_QUANTIZED = "not quantized: add insert-qdq to the pipeline"
 
 
@@ -68,18 +69,23 @@ def find_region(node: ir.Node) -> Region:
     """The region around the Conv, Gemm or MatMul `node`. Raises `RefusedError` with the reason."""
     if node.op_type == "ConvTranspose":
         raise RefusedError("the array has no transposed convolution")
-    source, weights = _dequantized(node, 0, "its input"), _dequantized(node, 1, "its weights")
+    source, weights = _dequantized(node, 0, "its input"), _dequantized(node, 1, "its weights", FOUR_BITS)
     array = constant_array(weights.value)
     if array is None:
         raise RefusedError("both operands are computed at run time; the array takes constant weights")
+    four = weights.value.dtype in FOUR_BITS
+    if four:
+        array = array.astype(np.int8 if weights.value.dtype == ir.DataType.INT4 else np.uint8)
     if source.scale.size != 1:
         raise RefusedError("its input is quantized per channel")
-    if np.unique(weights.zero).size != 1:
+    if np.unique(weights.zero.astype(np.int32)).size != 1:
         raise RefusedError("its weights have a zero point per channel")
     operand = Operand(array, weights.axis)
     rows, geometry = (conv_geometry if node.op_type == "Conv" else gemm_geometry)(node, operand)
     if isinstance(geometry, str):
         raise RefusedError(geometry)
+    if four:
+        geometry = dataclasses.replace(geometry, weight_bits=4)
     weight_scale = _per_channel(weights.scale, len(rows), operand.channel_axis(node), weights.axis)
     tail = _tail(node)
     bias = _bias(tail.bias, len(rows), source.scale, weight_scale)
@@ -117,8 +123,8 @@ def _requantise(tail: _Tail, node: ir.Node, accumulated: Array) -> Requantise:
         multiplier=accumulated / step,
         signed=dtype == ir.DataType.INT8,
         zero=zero,
-        low=max(low, _steps(tail.low, step) + zero),
-        high=min(high, _steps(tail.high, step) + zero),
+        low=min(max(low, _steps(tail.low, step) + zero), high),
+        high=max(min(high, _steps(tail.high, step) + zero), low),
     )
 
 
@@ -127,7 +133,7 @@ def _steps(bound: float, step: np.float32) -> int:
     return int(np.clip(np.rint(np.float32(bound) / step), -1024, 1024))
 
 
-def _dequantized(anchor: ir.Node, index: int, what: str) -> _Quantized:
+def _dequantized(anchor: ir.Node, index: int, what: str, also: frozenset[ir.DataType] = frozenset()) -> _Quantized:
     value = anchor.inputs[index]
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
@@ -135,7 +141,7 @@ def _dequantized(anchor: ir.Node, index: int, what: str) -> _Quantized:
     if node.attributes.get_int("block_size", 0):
         raise RefusedError(f"{what} is quantized in blocks")
     quantized = node.inputs[0]
-    if quantized is None or quantized.dtype not in EIGHT_BITS:
+    if quantized is None or quantized.dtype is None or quantized.dtype not in {*EIGHT_BITS, *also}:
         raise RefusedError(f"{what} is of type {quantized.dtype if quantized is not None else None}, not 8 bits")
     scale, zero = _parameters(node)
     return _Quantized(node, quantized, scale, zero, node.attributes.get_int("axis", 1))

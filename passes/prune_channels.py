@@ -21,6 +21,7 @@ from graphopt.passes.channels.groups import Channels, Group, find_channels
 from graphopt.passes.channels.observe import readers
 from graphopt.passes.channels.recover import Places, recover
 from graphopt.passes.channels.scores import NEEDS_DATA, Criterion, scores
+from graphopt.passes.channels.taylor import by_gradients
 from graphopt.passes.correct.walk import sample
 from graphopt.passes.weights import matches
 
@@ -35,7 +36,8 @@ class PruneChannels(Pass):
     macs, parameters: instead, the parts of the model's multiply-accumulates and of its weights that stay.
     criterion: what matters. "reconstruction": the output power of the layers reading a channel that is lost when it
     goes and their weights are refitted; "activation": the output power that comes from it; "l1", "l2": the norm of the
-    weights that make it; "geometric-median": its distance to the layer's other filters; "random": for comparison.
+    weights that make it; "geometric-median": its distance to the layer's other filters; "taylor": how much the
+    outputs change without it, to first order, by TVM's gradients; "random": for comparison.
     allocation: "global": whichever channels matter least, per MAC or weight that goes with them where those count;
     "uniform": the same part of every group of channels.
     recover: refit the weights and biases of every layer behind on calibration data, least squares.
@@ -135,6 +137,8 @@ class PruneChannels(Pass):
         if not limits:
             ratio = (0.5 if self.ratio is None else self.ratio) ** (1 / self.steps)
         budget = Budget(ratio, limits, self.allocation, self.min_channels, self.round_to)
+        if self.criterion == "taylor":
+            return allocate(channels, by_gradients(model, channels, feeds, seed), budget)
         seen = readers(model, channels, feeds, seed, self.recover) if self.criterion in NEEDS_DATA else []
         return allocate(channels, scores(self.criterion, channels, seen, seed), budget)
 

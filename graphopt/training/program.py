@@ -39,7 +39,7 @@ class Objective:
     """
 
     outputs: tuple[str, ...]
-    distance: losses.Distance = "kl"
+    distance: losses.Distance = "l2"
     temperature: float = 1.0
     weight: float = 1.0
     labelled: str | None = None

@@ -11,8 +11,8 @@ from graphopt.passes.channels.groups import Channels, Group
 from graphopt.passes.channels.observe import Reader
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Criterion = Literal["reconstruction", "activation", "l1", "l2", "geometric-median", "random"]
-NEEDS_DATA = frozenset({"reconstruction", "activation"})
+Criterion = Literal["reconstruction", "activation", "l1", "l2", "geometric-median", "random", "taylor"]
+NEEDS_DATA = frozenset({"reconstruction", "activation", "taylor"})
 
 AT_ONCE = 1 / 32
 """The part of a group that is judged together before the judgement is renewed."""

@@ -14,11 +14,13 @@ import networkx as nx
 import onnx_ir as ir
 
 from graphopt.targets.npu import numerics
+from graphopt.targets.npu.candidate import Candidate, shape_of
 from graphopt.targets.npu.machine import Machine
-from graphopt.targets.npu.operators import Candidate, contraction, find, shape_of
+from graphopt.targets.npu.operators import contraction, find
 from graphopt.targets.npu.partition import CANDIDATES, RefusedError
 from graphopt.targets.npu.place import tile_of
 from graphopt.targets.npu.program import Contract, Tensor, whole
+from graphopt.targets.npu.tables import Tables
 from graphopt.targets.npu.tiling import Tiling
 
 MACS_PER_ELEMENT = 20
@@ -34,7 +36,7 @@ def candidates(model: ir.Model, machine: Machine) -> tuple[list[Candidate], Left
     found: dict[ir.Node, Candidate] = {}
     left: Left = {}
     taken: set[ir.Node] = set()
-    tables: dict[ir.Value, tuple[ir.Value, tuple[ir.Node, ...]]] = {}
+    tables: Tables = {}
     for node in model.graph:
         if node.domain != "":
             continue

@@ -13,9 +13,9 @@ from graphopt.graph import add_constant, derive, fresh_name, remove_unused
 from graphopt.targets.lowering.origins import does_arithmetic_of
 from graphopt.targets.lowering.support import EXTERNAL
 from graphopt.targets.npu import regions
+from graphopt.targets.npu.candidate import Candidate, reshaped, shape_of
 from graphopt.targets.npu.codegen import compile_program
 from graphopt.targets.npu.machine import Machine
-from graphopt.targets.npu.operators import Candidate, reshaped, shape_of
 from graphopt.targets.npu.program import Op, Program, Tensor, View, whole
 from graphopt.targets.npu.runtime import SYMBOL
 from graphopt.targets.npu.shapes import static_shape

@@ -11,7 +11,7 @@ from typing import Any
 Row = dict[str, Any]
 DOC = Path(__file__).resolve().parents[1] / "docs" / "coverage.md"
 BEGIN, END = "<!-- made by benchmarks/coverage.py: begin -->", "<!-- end -->"
-WAYS = ("onnxruntime", "alone", "fallback")
+WAYS = ("onnxruntime", "alone", "given", "fallback")
 
 
 def read(path: Path) -> dict[str, Row]:
@@ -53,9 +53,9 @@ def suites(rows: Mapping[str, Row]) -> str:
     for suite in (*dict.fromkeys(row["suite"] for row in rows.values()), ""):
         own = [row for row in rows.values() if suite in ("", row["suite"])]
         there = [row for row in own if row["onnxruntime"][0] == "passes"]
-        ways = [sum(row[way][0] == "passes" for row in there) for way in ("alone", "fallback")]
+        ways = [sum(row[way][0] == "passes" for row in there) for way in ("alone", "given", "fallback")]
         shares = " | ".join(f"{count} ({100 * count / max(len(there), 1):.1f} %)" for count in ways)
-        wrong = sum(row[way][0] == "wrong" for row in there for way in ("alone", "fallback"))
+        wrong = sum(row[way][0] == "wrong" for row in there for way in ("alone", "given", "fallback"))
         lines.append(f"| {suite or '**all**'} | {len(own)} | {len(there)} | {shares} | {wrong} |")
     return "\n".join(lines)
 
@@ -71,7 +71,7 @@ def operators(rows: Mapping[str, Row]) -> str:
         if row["suite"] == "node" and row["onnxruntime"][0] == "passes":
             groups.setdefault(row["ops"][0] if len(row["ops"]) == 1 else "expanded functions", []).append(row)
     for operator, own in sorted(groups.items()):
-        alone, fallback = (sum(row[way][0] == "passes" for row in own) for way in ("alone", "fallback"))
+        alone, fallback = (sum(row[way][0] == "passes" for row in own) for way in ("alone", "given", "fallback"))
         reasons = Counter(_reason(row["alone"][1]) for row in own if row["alone"][0] != "passes")
         why = "; ".join(f"{what} ({count})" if count > 1 else what for what, count in reasons.most_common(3))
         lines.append(f"| {operator} | {len(own)} | {alone} | {fallback} | {why} |")

@@ -17,6 +17,23 @@ SUITES = ("node", "simple", "pytorch-converted", "pytorch-operator")
 SLACK = {"float16": 1e-3, "bfloat16": 8e-3}
 """Rounding that is allowed for, relative to the largest magnitude; 1e-6 in wider types, one step in narrower ones."""
 
+PARAMETERS = {
+    **dict.fromkeys(("Reduce", "Reshape", "Split", "CumSum", "CumProd", "TopK", "OneHot", "AffineGrid"), (1,)),
+    **dict.fromkeys(("Expand", "Tile", "Squeeze", "Unsqueeze", "CenterCropPad", "Trilu", "SplitToSequence"), (1,)),
+    **dict.fromkeys(("ConstantOfShape", "BlackmanWindow", "HannWindow", "HammingWindow"), (0,)),
+    **dict.fromkeys(("Resize", "Upsample", "Range", "MelWeightMatrix", "Slice"), (1, 2, 3, 4)),
+    "Range": (0, 1, 2),
+    "MelWeightMatrix": (0, 1, 2, 3, 4),
+    "Pad": (1, 3),
+    "Col2Im": (1, 2),
+    "DFT": (1, 2),
+    "STFT": (1, 3),
+    "NonMaxSuppression": (2, 3, 4),
+    "MaxUnpool": (2,),
+    "Dropout": (1, 2),
+}
+"""Operators -> inputs that say how to compute rather than on what."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -82,6 +99,22 @@ def _plain(item: Any) -> Any:
     if isinstance(item, onnx.TensorProto):
         return numpy_helper.to_array(item)
     return [_plain(part) for part in item] if isinstance(item, list) else item if item is None else np.asarray(item)
+
+
+def parameters(case: Case) -> list[str]:
+    """The inputs that say how to compute rather than on what: axes, sizes, repeats (see `PARAMETERS`).
+
+    Those of an operator written out as its definition are those that the operator itself has.
+    """
+    plain = load().get(case.name.partition("_expanded")[0], case) if "_expanded" in case.name else case
+    found = {n.input[k] for c in (plain, case) for n in c.model.graph.node for k in _positions(n.op_type, len(n.input))}
+    inputs = [value.name for value in case.model.graph.input]
+    return [name for name in inputs if name in found] if len(case.feeds) == 1 else []
+
+
+def _positions(operator: str, inputs: int) -> list[int]:
+    wanted = PARAMETERS.get("Reduce" if operator.startswith("Reduce") else operator, ())
+    return [k for k in wanted if k < inputs]
 
 
 def difference(expected: Any, got: Any, rtol: float, atol: float) -> str | None:

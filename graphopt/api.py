@@ -59,6 +59,7 @@ def compile(
     verify: bool = True,
     keep_source: bool = False,
     fallback: bool = True,
+    values: Mapping[str, Any] | None = None,
 ) -> Executable:
     """Optimise `model`, lower it to `target` (``"llvm{mcpu=native}"``), and give what `load` gives.
 
@@ -67,12 +68,14 @@ def compile(
 
     `fallback`: nodes that the target can't lower run on onnxruntime, inside the same artifact; its report says which.
 
+    `values`: inputs known now (axes, sizes), ``{"axes": [1]}``; they become constants and are no inputs any more.
+
     Raises:
         GraphoptError: see `graphopt.errors`; `LoweringError` for what can't be lowered without `fallback`.
     """
     from graphopt.pipeline.registry import make_target
 
-    before = open_model(model, dims)
+    before = open_model(model, dims, values)
     target = make_target(target) if isinstance(target, str) else target
     result = run_opened(before, pipeline, calibration=calibration, seed=seed, verify=verify, target=target)
     return compile_result(before, result, target, seed=seed, keep_source=keep_source, fallback=fallback)
@@ -139,8 +142,10 @@ def export(artifact: str | Path, folder: str | Path, *, name: str = "model") -> 
     return write(opened.graph_with_weights("after"), dataclasses.replace(target, threads=1), Path(folder), name)
 
 
-def open_model(model: AnyModel, dims: Mapping[str, int] | None = None) -> ir.Model:
-    """`model` in normal form, with `dims` bound; an `onnx_ir.Model` given is copied, not touched."""
+def open_model(
+    model: AnyModel, dims: Mapping[str, int] | None = None, values: Mapping[str, Any] | None = None
+) -> ir.Model:
+    """`model` in normal form, with `dims` and `values` bound; an `onnx_ir.Model` given is copied, not touched."""
     from graphopt import graph
 
     if isinstance(model, (str, Path)):
@@ -149,6 +154,7 @@ def open_model(model: AnyModel, dims: Mapping[str, int] | None = None) -> ir.Mod
         opened = graph.normalise(model.clone())
     else:
         opened = graph.from_proto(model)
+    graph.bind_values(opened, values or {})
     graph.bind_dims(opened, dims or {})
     return opened
 

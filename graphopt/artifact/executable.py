@@ -18,7 +18,7 @@ from graphopt.artifact.host import check_host
 from graphopt.artifact.manifest import dtype_of
 from graphopt.artifact.parts import Parts
 from graphopt.artifact.reading import Artifact, open_file
-from graphopt.artifact.runtime import Session
+from graphopt.artifact.runtime import Session, meant
 from graphopt.errors import ArtifactError
 
 Array = np.ndarray[Any, Any]
@@ -117,4 +117,4 @@ class Executable(Artifact):
 
 def _of_type(result: Any, dtype: np.dtype[Any]) -> Any:
     """An array as `dtype`; sequences and empty optionals as they are."""
-    return result.astype(dtype, copy=False) if isinstance(result, np.ndarray) else result
+    return meant(result, dtype) if isinstance(result, np.ndarray) else result

@@ -37,7 +37,8 @@ _BIG_CORES = 1
 _BOUND = "graphopt.bound"  # the entry with the weights in place
 SHAPES = 16  # different input shapes after which memory kept for them is given back
 _THREADS = threading.local()
-_NOT_IN_DLPACK = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+_NOT_IN_DLPACK = {"bfloat16": "uint16"}
+_WIDER = {"int4": "int8", "uint4": "uint8"}
 
 
 def available_threads() -> int:
@@ -199,6 +200,7 @@ class Session:
 
     def _input(self, index: int, array: Array) -> Any:
         """The array as a tensor. On the CPU it is copied to a place kept for it: few arrays are aligned as needed."""
+        array = carried(array)
         place, tensor = self._kept.get(index, (None, None))
         if place is None or place.shape != array.shape or place.dtype != array.dtype:
             self._meet(index, array.shape)
@@ -237,6 +239,7 @@ def _load_library(library: memoryview) -> Any:
 
 def to_tensor(array: Array) -> Any:
     """The array as a TVM tensor on the CPU: shared where it is contiguous and aligned, else copied."""
+    array = carried(array)
     if array.size == 0:
         return _allocate(array.shape, array.dtype.name, tvm_ffi.device("cpu", 0))
     if not (array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT == 0):
@@ -245,6 +248,21 @@ def to_tensor(array: Array) -> Any:
     if carrier is None:
         return tvm_ffi.from_dlpack(array)
     return _view(tvm_ffi.from_dlpack(array.view(carrier)), array.dtype.name)
+
+
+def carried(array: Array) -> Array:
+    """float8 as its bytes, 4-bit integers in 8 bits: what libraries take for them."""
+    name = array.dtype.name
+    if name.startswith("float8"):
+        return array.view(np.uint8)
+    return array.astype(_WIDER[name]) if name in _WIDER else array
+
+
+def meant(array: Array, dtype: np.dtype[Any]) -> Array:
+    """A library's result as `dtype`, the inverse of `carried`."""
+    if dtype.name.startswith("float8") and array.dtype == np.uint8:
+        return array.view(dtype)
+    return array.astype(dtype, copy=False)
 
 
 def _aligned(array: Array) -> Array:

@@ -3,6 +3,7 @@
 The names below are what passes and targets use; `views` (networkx) and `cost` are imported by module name.
 """
 
+from graphopt.graph.bind import bind_values
 from graphopt.graph.check import check
 from graphopt.graph.edit import add_constant, constant_array, fresh_name, remove_unused, used_once
 from graphopt.graph.load import from_proto, load, normalise, sketch
@@ -14,6 +15,7 @@ from graphopt.graph.shapes import bind_dims, infer_shapes
 __all__ = [
     "add_constant",
     "bind_dims",
+    "bind_values",
     "check",
     "constant_array",
     "derive",

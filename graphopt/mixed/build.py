@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from graphopt import ort
 from graphopt.base import Context, Part, Program, Target
 from graphopt.errors import LoweringError, ModelError
 from graphopt.graph import fresh_name, provenance
@@ -196,6 +197,10 @@ def _part(part: Program | ir.Model, index: int, section: Section, weights: dict[
     from graphopt.oracle import lift_limits
 
     data = lift_limits(ir.to_proto(part)).SerializeToString(deterministic=True)
+    try:
+        ort.Session(data, weights={name.partition("/")[2]: weights[name] for name in outside})
+    except ModelError as error:
+        raise LoweringError(f"What can't be lowered can't run on onnxruntime either: {error}") from error
     return Part("onnxruntime", data, list(section.inputs), list(section.outputs), outside)
 
 

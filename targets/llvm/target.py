@@ -84,6 +84,7 @@ class Llvm(Target):
         from graphopt.targets.llvm.plan.choice import Choices
         from graphopt.targets.llvm.tune import check_here, tune
         from graphopt.targets.lowering import lower
+        from graphopt.targets.lowering.decompose.halves import sum_in_float32
 
         cpu = resolve(self.mcpu)
         parallel = self.threads != 1
@@ -93,6 +94,7 @@ class Llvm(Target):
         choices = Choices()
 
         def onto_kernels(canonical: ir.Model) -> None:
+            sum_in_float32(canonical)
             if self.tune:
                 met = Choices()
                 plan(canonical.clone(), cpu, parallel, met)

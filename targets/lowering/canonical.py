@@ -8,19 +8,16 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graphopt.graph import add_constant, constant_array, infer_shapes
+from graphopt.graph import add_constant, constant_array, derive, fresh_name, infer_shapes
 from graphopt.targets.lowering.block_weights import drop_zero_points, expand_nbits
+from graphopt.targets.lowering.decompose import decompose
+from graphopt.targets.lowering.functions import expand_functions
 from graphopt.targets.lowering.qlinear import to_qdq
 from graphopt.targets.lowering.shape_chains import simplify_shape_chains
-from graphopt.targets.lowering.support import EXTERNAL, has_converter
+from graphopt.targets.lowering.support import EXTERNAL
 from graphopt.targets.lowering.symbols import name_symbols
 from graphopt.targets.lowering.tables import gather_before_dequantizing
 
-# The importer knows these names but takes them for another operator or computes them wrongly; ONNX's own
-# definition of them in simpler operators is exact.
-EXPANDED = frozenset({"Attention", "Mish"})
-# Operators that targets have kernels for, or else expand themselves (`integer_ops`).
-WHOLE = frozenset({"DynamicQuantizeLinear"})
 # Folding these would put back what a pass took out: the small integer weights of a quantized model.
 KEPT = frozenset({"DequantizeLinear"})
 MAX_GROWTH = 1 << 16  # bytes a folded constant may be larger than what it is computed from
@@ -39,10 +36,11 @@ def canonicalise(model: ir.Model) -> ir.Model:
     """
     common.InlinePass()(model)
     _import_quantized(model)
-    model = _expand_functions(model)
+    model = decompose(expand_functions(model))
     _fold(model)
     simplify_shape_chains(model)
     name_symbols(model)
+    _free_outputs(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     for node in model.graph.all_nodes():
@@ -57,36 +55,6 @@ def _import_quantized(model: ir.Model) -> None:
     if to_qdq(model) | expand_nbits(model) | gather_before_dequantizing(model):
         infer_shapes(model)
     drop_zero_points(model)
-
-
-def _expand_functions(model: ir.Model) -> ir.Model:
-    """Replace operators by their schema's function body until every operator left has a converter or no body."""
-    import onnx
-    import onnx.inliner
-
-    version = model.opset_imports.get("", 1)
-    names = {node.op_type for node in model.graph.all_nodes() if node.domain == "" and _has_body(node.op_type, version)}
-    wanted = sorted(name for name in names - WHOLE if name in EXPANDED or not has_converter("", name))
-    if not wanted:
-        return model
-    # The bodies of some operators depend on the types of their inputs, so every value needs its type.
-    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
-    try:
-        expanded = onnx.inliner.inline_selected_functions(
-            proto, [("", name) for name in wanted], exclude=False, inline_schema_functions=True
-        )
-    except RuntimeError:  # onnx can't build the body, for want of a type: the operator is refused by name later
-        return model
-    return ir.from_proto(expanded)
-
-
-def _has_body(name: str, version: int) -> bool:
-    import onnx
-
-    if not onnx.defs.has(name, version, ""):
-        return False
-    schema = onnx.defs.get_schema(name, version, "")
-    return schema.has_function or schema.has_context_dependent_function  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _fold(model: ir.Model) -> None:
@@ -114,6 +82,25 @@ def _nbytes(value: ir.Value) -> float:
     if value.shape is None or value.dtype is None or not value.shape.is_static():
         return 0  # of unknown shape: what makes shapes unknown here is small integers
     return math.prod(value.shape.numpy()) * value.dtype.itemsize
+
+
+def _free_outputs(model: ir.Model) -> None:
+    """A constant that the model gives out goes through an Identity: so it can be an initializer like others."""
+    for index, output in enumerate(model.graph.outputs):
+        node = output.producer()
+        if node is None or node.op_type != "Constant" or node.domain != "":
+            continue
+        tensor = ir.convenience.get_const_tensor(output)
+        if tensor is not None:
+            constant = add_constant(model.graph, f"{output.name}_constant", tensor.numpy())
+            copy = ir.node("Identity", [constant], name=fresh_name(model.graph, f"{output.name}_identity"))
+            derive(copy, [node])
+            model.graph.insert_after(node, copy)
+            model.graph.outputs[index] = copy.outputs[0]
+            output.replace_all_uses_with(copy.outputs[0])
+            name, output.name = output.name, fresh_name(model.graph, f"{output.name}_unused")
+            copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = name, output.type, output.shape
+            model.graph.remove(node, safe=True)
 
 
 def _spell_out_expand(node: ir.Node, graph: ir.Graph) -> None:

@@ -16,6 +16,7 @@ from tvm.relax.frontend import detach_params
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from graphopt.errors import LoweringError
+from graphopt.targets.lowering.converters import CONVERTERS
 from graphopt.targets.lowering.origins import Origin, origin
 from graphopt.targets.lowering.shape_chains import MAX_ELEMENTS
 from graphopt.targets.lowering.support import EXTERNAL, explain, refusal
@@ -80,6 +81,8 @@ class _Importer(ONNXGraphImporter):
         try:
             if (node.domain, op_name) == EXTERNAL:
                 result = _call_packed(node, inputs)
+            elif node.domain == "" and op_name in CONVERTERS:
+                result = CONVERTERS[op_name](self.bb, node, list(inputs))
             else:
                 result = super()._convert_operator(op_name, inputs, attrs, opset)
         except Exception as error:

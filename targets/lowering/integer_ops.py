@@ -14,6 +14,7 @@ import onnx_ir as ir
 from graphopt.graph import constant_array
 from graphopt.targets.lowering.nodes import Attribute, constant, flat, number, put, take_place
 from graphopt.targets.lowering.qlinear import operand
+from graphopt.targets.lowering.small_types import FLOAT8, as_float, from_float, hold_small_types
 
 F, I32, I64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
 WIDER = {ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.UINT8}
@@ -23,7 +24,6 @@ BOUNDS = {
     ir.DataType.INT4: (-8, 7),
     ir.DataType.UINT4: (0, 15),
 }  # fmt: skip
-FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ)
 
 
 def expand_integer_ops(model: ir.Model) -> None:
@@ -32,7 +32,7 @@ def expand_integer_ops(model: ir.Model) -> None:
         rewrite = _REWRITES.get(node.op_type) if node.domain in ("", "graphopt") else None
         if rewrite is not None and rewrite(node):
             model.graph.remove(node, safe=True)
-    _widen(model)
+    hold_small_types(model)
 
 
 def expand_dynamic(model: ir.Model) -> bool:
@@ -74,7 +74,7 @@ def _cast(at: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     array = constant_array(value)
     if array is not None:
         return constant(at, "as_" + dtype.name.lower(), array.astype(dtype.numpy()))
-    return put(at, "Cast", [value], {"to": int(dtype)}, dtype=dtype, like=value)
+    return value if value.dtype == dtype else put(at, "Cast", [value], {"to": int(dtype)}, dtype=dtype, like=value)
 
 
 def _dynamic(node: ir.Node) -> bool:
@@ -121,6 +121,8 @@ def _quantize(node: ir.Node) -> bool:
     """``saturate(rint(x / s) + z)``, where TVM's QuantizeLinear has no such type or no blocks."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
+    if y.dtype in FLOAT8 and x.dtype == F:
+        return _to_float8(node, x, y)
     if y.dtype is None or y.dtype not in BOUNDS or not _unknown_to_tvm(node, y.dtype):
         return False
     low, high = BOUNDS[y.dtype]
@@ -148,14 +150,26 @@ def _dequantize(node: ir.Node) -> bool:
 
 
 def _from_float8(node: ir.Node, q: ir.Value) -> bool:
-    """A constant's bytes look their values up in a table; what is computed in float8 is refused."""
+    """Bytes look their values up in a table."""
     codes = constant_array(q)
-    if codes is None or (operand(node, 2) is not None and constant_array(node.inputs[2]) is None):
+    if operand(node, 2) is not None and constant_array(node.inputs[2]) is None:
         return False
+    if codes is None:
+        real = put(node, "Mul", [as_float(node, q), _cast(node, _spread(node, 1, q), F)], dtype=F, like=q)
+        take_place(node, _cast(node, real, node.outputs[0].dtype or F))
+        return True
     table = np.arange(256, dtype=np.uint8).view(codes.dtype).astype(np.float32)
     indices = _cast_of_constant(node, codes.view(np.uint8))
     real = put(node, "Gather", [constant(node, "values", table), indices], dtype=F, like=q)
     take_place(node, put(node, "Mul", [real, _spread(node, 1, q)], dtype=F, like=q))
+    return True
+
+
+def _to_float8(node: ir.Node, x: ir.Value, y: ir.Value) -> bool:
+    assert y.dtype is not None
+    steps = put(node, "Div", [x, _spread(node, 1, x)], dtype=F, like=x)
+    coded = from_float(node, steps, y.dtype, node.attributes.get_int("saturate", 1) != 0)
+    take_place(node, put(node, "Identity", [coded], dtype=y.dtype, like=y))
     return True
 
 
@@ -189,22 +203,6 @@ def _spread(node: ir.Node, index: int, data: ir.Value) -> ir.Value:
         return value
     dims = np.array([-1 if a == axis % rank else 1 for a in range(rank)], np.int64)
     return put(node, "Reshape", [value, constant(node, "shape", dims)], dtype=F)
-
-
-def _widen(model: ir.Model) -> None:
-    """Hold 4-bit integers in 8 bits, where they are neither inputs nor outputs and nothing is cast to them."""
-    graph = model.graph
-    values = [*graph.initializers.values(), *(v for node in graph for v in node.outputs)]
-    narrow = [v for v in values if v.dtype in WIDER]
-    cast = any(v.producer() is not None and v.producer().op_type == "Cast" for v in narrow)  # pyright: ignore
-    if cast or any(v.is_graph_output() for v in narrow) or any(v.dtype in WIDER for v in graph.inputs):
-        return
-    for value in narrow:
-        assert value.dtype is not None
-        wide, array = WIDER[value.dtype], constant_array(value)
-        if array is not None:
-            value.const_value = ir.Tensor(array.astype(wide.numpy()), name=value.name)
-        value.dtype = wide
 
 
 _REWRITES: dict[str, Callable[[ir.Node], bool]] = {

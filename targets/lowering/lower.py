@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.targets.lowering.canonical import canonicalise
+from graphopt.targets.lowering.decompose.recurrent import unroll_recurrent
+from graphopt.targets.lowering.decompose.resize import write_out_resizes
 from graphopt.targets.lowering.integer_ops import expand_integer_ops
 from graphopt.targets.lowering.names import to_identifiers
 from graphopt.targets.lowering.support import refuse_other_values, refuse_unsupported
@@ -58,6 +60,8 @@ def lower(model: ir.Model, plan: Callable[[ir.Model], object] | None = None) -> 
     model = canonicalise(model.clone())
     if plan is not None:
         plan(model)
+    unroll_recurrent(model)
+    write_out_resizes(model)
     expand_integer_ops(model)
     refuse_unsupported(model)
     inputs = [value.name or "" for value in model.graph.inputs]

@@ -30,6 +30,8 @@ BOTH_DOMAINS = frozenset({"Gelu"})
 # A node a target puts in: it calls the packed function named by its attribute `symbol` with inputs and output, whose
 # symbolic dimensions are those of its first input.
 EXTERNAL = ("graphopt", "CallPacked")
+OWN = frozenset({"BitCast", "Col2Im", "CumProd", "ReverseSequence"})
+"""What `converters` has."""
 DTYPES = frozenset(
     {
         ir.DataType.FLOAT,
@@ -53,7 +55,7 @@ def has_converter(domain: str, op_type: str) -> bool:
         return op_type in MICROSOFT
     if domain != "" or (op_type in MICROSOFT and op_type not in BOTH_DOMAINS):
         return False
-    return op_type in {"If", "Constant"} or op_type in _get_convert_map()
+    return op_type in {"If", "Constant", *OWN} or op_type in _get_convert_map()
 
 
 def refuse_other_values(model: ir.Model) -> None:
@@ -113,6 +115,12 @@ def _abridge(names: list[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
+def refused(node: ir.Node) -> bool:
+    """Whether a rule bars this node of the importer's."""
+    rule = RULES.get(node.op_type) if node.domain == "" else None
+    return rule is not None and rule(node) is not None
+
+
 def _refusal(node: ir.Node) -> str | None:
     if not has_converter(node.domain, node.op_type):
         return "no converter"
@@ -166,6 +174,8 @@ def _refuse_shift(node: ir.Node) -> str | None:
     shift, data = node.inputs[1], node.inputs[0]
     if shift is None or data is None or shift.const_value is None or data.dtype is None:
         return "by an amount not known at compile time"
+    if data.dtype.is_signed():
+        return "of signed integers"
     bits = 8 * data.dtype.itemsize
     return "by its whole width or more" if np.any(shift.const_value.numpy() >= bits) else None
 
@@ -174,6 +184,18 @@ def _refuse_empty(node: ir.Node) -> str | None:
     data = node.inputs[0]
     empty = data is not None and data.shape is not None and any(dim == 0 for dim in data.shape)
     return "of an empty tensor" if empty else None
+
+
+def _refuse_rms(node: ir.Node) -> str | None:
+    scale = node.inputs[1]
+    one = scale is not None and scale.shape is not None and len(scale.shape) == 1
+    return None if one else "over several axes"
+
+
+def _refuse_resize(node: ir.Node) -> str | None:
+    from graphopt.targets.lowering.decompose.resize import delicate
+
+    return delicate(node)
 
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
@@ -186,6 +208,8 @@ RULES: dict[str, Callable[[ir.Node], str | None]] = {
     "LayerNormalization": _refuse_outputs,
     "Mod": _refuse_mod,
     "NonMaxSuppression": lambda _node: "with several batches or classes TVM selects no box",
+    "RMSNormalization": _refuse_rms,
+    "Resize": _refuse_resize,
     "RoiAlign": _refuse_attribute("mode", "avg"),
     "SpaceToDepth": _refuse_attribute("mode", "DCR"),
     **{f"Reduce{name}": _refuse_empty for name in _REDUCTIONS},

@@ -36,7 +36,7 @@ def test_the_public_names_are_these():
         (
             graphopt.compile,
             "model, target='llvm', pipeline='', *, calibration=None, seed=0, dims=None, verify=True, keep_source=False"
-            ", fallback=True",
+            ", fallback=True, values=None",
         ),
         (graphopt.load, "path, threads=None"),
         (graphopt.export, "artifact, folder, *, name='model'"),

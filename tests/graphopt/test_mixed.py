@@ -224,7 +224,7 @@ def test_a_loop_runs_whole_and_what_is_around_it_is_compiled():
 
 def test_an_operator_that_onnxruntime_lacks_too_is_refused_by_name():
     text = """<ir_version: 9, opset_import: ["": 19, "my": 1]> g (float[2] x) => (float[2] y) { y = my.Relu(x) }"""
-    with pytest.raises((LoweringError, ArtifactError), match="Relu"):
+    with pytest.raises(LoweringError, match="onnxruntime either: .*Relu"):
         graphopt.compile(from_text(text))
 
 

@@ -24,7 +24,7 @@ def simplify(model: ir.Model) -> None:
     """
     for rewrite in (_sum, _batch_norm, _hard_sigmoid, _hard_swish, _into_convolution, _one_channel):
         for node in list(model.graph):
-            if node.domain == "" and node.graph is not None:
+            if node.domain == "" and node.graph is not None and node.inputs:
                 rewrite(node, model.graph)
     common.RemoveUnusedNodesPass()(model)
 

@@ -1,0 +1,94 @@
+"""Own converters to Relax, for operators that TVM's importer lacks and that no other operators give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from tvm import relax, te, tirx, topi
+
+from graphopt.graph import constant_array
+
+Builder = relax.BlockBuilder
+
+
+def _bit_cast(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    """The same bits, read as another type of the same width."""
+    to = ir.DataType(node.attributes.get_int("to", 1)).numpy().name
+
+    def reinterpret(x: Any) -> Any:
+        def element(*index: Any) -> Any:
+            return tirx.reinterpret(to, x(*index))
+
+        return te.compute(x.shape, element, name="bit_cast")
+
+    return builder.emit_te(reinterpret, inputs[0])
+
+
+def _cumulated_product(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    axis = constant_array(node.inputs[1])
+    if axis is None:
+        raise ValueError("its axis is not known at compile time")
+    along = int(axis.reshape(-1)[0]) % len(inputs[0].ty.shape)
+    backwards = node.attributes.get_int("reverse", 0)
+    x = relax.op.flip(inputs[0], along) if backwards else inputs[0]
+    exclusive = bool(node.attributes.get_int("exclusive", 0))
+    y = relax.op.cumprod(builder.normalize(x), along, exclusive=exclusive)
+    return relax.op.flip(builder.normalize(y), along) if backwards else y
+
+
+def _reverse_sequence(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    time, batch = node.attributes.get_int("time_axis", 0), node.attributes.get_int("batch_axis", 1)
+    return builder.emit_te(topi.reverse_sequence, inputs[0], inputs[1], seq_axis=time, batch_axis=batch)
+
+
+def _col2im(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    """Each element of the image is the sum of all elements of columns that were taken from it."""
+    image, block = (constant_array(value) for value in node.inputs[1:3])
+    if image is None or block is None:
+        raise ValueError("its sizes are not known at compile time")
+    sizes, kernel = [int(k) for k in image], [int(k) for k in block]
+    rank = len(sizes)
+    dilations = list(node.attributes.get_ints("dilations", [1] * rank))
+    strides = list(node.attributes.get_ints("strides", [1] * rank))
+    pads = list(node.attributes.get_ints("pads", [0] * (2 * rank)))
+    blocks = [
+        (sizes[k] + pads[k] + pads[rank + k] - dilations[k] * (kernel[k] - 1) - 1) // strides[k] + 1
+        for k in range(rank)
+    ]
+
+    def gathered(x: Any) -> Any:
+        taps = _product(kernel)
+        reduce: list[Any] = [te.reduce_axis((0, size), f"k{k}") for k, size in enumerate(kernel)]
+
+        def element(n: Any, c: Any, *place: Any) -> Any:
+            inside, block_index, tap = tirx.const(True, "bool"), tirx.const(0, "int64"), tirx.const(0, "int64")
+            for k in range(rank):
+                at = place[k] + pads[k] - reduce[k] * dilations[k]
+                step = tirx.floordiv(at, strides[k])
+                inside = tirx.all(inside, at >= 0, tirx.floormod(at, strides[k]) == 0, step < blocks[k])
+                block_index = block_index * blocks[k] + tirx.max(tirx.min(step, blocks[k] - 1), 0)
+                tap = tap * kernel[k] + reduce[k]
+            value = x(n, c * taps + tap, block_index)
+            return te.sum(tirx.if_then_else(inside, value, tirx.const(0, x.dtype)), axis=reduce)
+
+        channels = int(x.shape[1]) // taps
+        return te.compute([x.shape[0], channels, *sizes], element, name="col2im")
+
+    return builder.emit_te(gathered, inputs[0])
+
+
+def _product(numbers: Sequence[int]) -> int:
+    result = 1
+    for number in numbers:
+        result *= number
+    return result
+
+
+CONVERTERS: dict[str, Callable[[Builder, ir.Node, Sequence[Any]], Any]] = {
+    "BitCast": _bit_cast,
+    "Col2Im": _col2im,
+    "CumProd": _cumulated_product,
+    "ReverseSequence": _reverse_sequence,
+}

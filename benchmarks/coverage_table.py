@@ -47,8 +47,8 @@ def publish(rows: Mapping[str, Row]) -> None:
 def suites(rows: Mapping[str, Row]) -> str:
     """How many cases of each suite pass each way, of those that onnxruntime passes; and what the others come to."""
     lines = [
-        "| suite | cases | onnxruntime passes | of those: alone | with fallback | wrong |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| suite | cases run | onnxruntime passes | of those: alone | parameters given | with fallback | wrong |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for suite in (*dict.fromkeys(row["suite"] for row in rows.values()), ""):
         own = [row for row in rows.values() if suite in ("", row["suite"])]
@@ -63,18 +63,18 @@ def suites(rows: Mapping[str, Row]) -> str:
 def operators(rows: Mapping[str, Row]) -> str:
     """For each operator of a case's own (the node suite's first), the cases, and why those are refused that are."""
     lines = [
-        "| operator | onnxruntime passes | alone | with fallback | refused alone because |",
-        "|---|--:|--:|--:|---|",
+        "| operator | onnxruntime passes | alone | parameters given | with fallback | still refused because |",
+        "|---|--:|--:|--:|--:|---|",
     ]
     groups: dict[str, list[Row]] = {}
     for row in rows.values():
         if row["suite"] == "node" and row["onnxruntime"][0] == "passes":
             groups.setdefault(row["ops"][0] if len(row["ops"]) == 1 else "expanded functions", []).append(row)
     for operator, own in sorted(groups.items()):
-        alone, fallback = (sum(row[way][0] == "passes" for row in own) for way in ("alone", "given", "fallback"))
-        reasons = Counter(_reason(row["alone"][1]) for row in own if row["alone"][0] != "passes")
+        alone, given, fallback = (sum(row[way][0] == "passes" for row in own) for way in ("alone", "given", "fallback"))
+        reasons = Counter(_reason(row["given"][1]) for row in own if row["given"][0] != "passes")
         why = "; ".join(f"{what} ({count})" if count > 1 else what for what, count in reasons.most_common(3))
-        lines.append(f"| {operator} | {len(own)} | {alone} | {fallback} | {why} |")
+        lines.append(f"| {operator} | {len(own)} | {alone} | {given} | {fallback} | {why} |")
     return "\n".join(lines)
 
 

@@ -33,6 +33,7 @@ def compile_(
     ] = False,
     calibration: o.Calibration = None,
     dim: o.Dims = None,
+    value: o.Values = None,
     seed: o.Seed = 0,
     verify: o.Verify = True,
     print_each: o.PrintEach = False,
@@ -65,7 +66,7 @@ def compile_(
     machine = _tuned(make_target(target)) if tune else make_target(target)
     for path in filter(None, (output, html)):
         check_writable(path)
-    before = open_model(model, o.chosen_dims(dim))
+    before = open_model(model, o.chosen_dims(dim), o.chosen_values(value))
     result = o.run_chosen(before, choices, machine)
     start = time.perf_counter()
     program, parts = build(before, result, machine, seed=seed, fallback=fallback)

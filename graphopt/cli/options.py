@@ -43,6 +43,10 @@ Dims = Annotated[
     list[str] | None,
     typer.Option("--dim", help="Fix a symbolic dimension, as in N=1; repeatable.", rich_help_panel=PIPELINE),
 ]
+Values = Annotated[
+    list[str] | None,
+    typer.Option("--value", help="Make an input a constant, as in axes=1,2; repeatable.", rich_help_panel=PIPELINE),
+]
 Seed = Annotated[int, typer.Option(help="Seed of passes that draw random numbers.", rich_help_panel=PIPELINE)]
 Verify = Annotated[
     bool,
@@ -122,6 +126,23 @@ def chosen_dims(texts: list[str] | None) -> dict[str, int]:
             raise UsageError(f"--dim takes NAME=SIZE, as in N=1, not {text!r}.")
         dims[name] = int(size)
     return dims
+
+
+def chosen_values(texts: list[str] | None) -> dict[str, list[float] | list[int] | float]:
+    """``["axes=1,2", "k=3"]`` as ``{"axes": [1, 2], "k": 3}``; ``axes=1,`` is a list of one."""
+    values: dict[str, list[float] | list[int] | float] = {}
+    for text in texts or ():
+        name, _, given = text.rpartition("=")
+        try:
+            numbers = [
+                float(part) if set(part) & set(".einf") else int(part) for part in given.split(",") if part.strip()
+            ]
+        except ValueError:
+            numbers = []
+        if not name or not numbers:
+            raise UsageError(f"--value takes NAME=NUMBERS, as in axes=1,2 (axes=1, for a list of one), not {text!r}.")
+        values[name] = numbers if "," in given else numbers[0]
+    return values
 
 
 def run_chosen(model: ir.Model, choices: Choices, target: Target | None = None) -> Result:

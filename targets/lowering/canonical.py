@@ -36,7 +36,7 @@ def canonicalise(model: ir.Model) -> ir.Model:
     """
     common.InlinePass()(model)
     _import_quantized(model)
-    model = decompose(expand_functions(model))
+    model = decompose(expand_functions(decompose(model)))
     _fold(model)
     simplify_shape_chains(model)
     name_symbols(model)

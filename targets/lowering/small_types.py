@@ -53,7 +53,8 @@ def hold_small_types(model: ir.Model) -> None:
 
 def _moves(value: ir.Value) -> bool:
     nodes = [producer for producer in [value.producer()] if producer is not None] + list(value.consumers())
-    return all(node.domain == "" and node.op_type in MOVING for node in nodes)
+    moving = MOVING if value.dtype in FLOAT8 else MOVING | {"DequantizeLinear"}  # integers mean the same in 8 bits
+    return all(node.domain == "" and node.op_type in moving for node in nodes)
 
 
 def _cast(node: ir.Node) -> None:

@@ -202,6 +202,7 @@ _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", 
 RULES: dict[str, Callable[[ir.Node], str | None]] = {
     "BatchNormalization": _refuse_batch_norm,
     "BitShift": _refuse_shift,
+    **dict.fromkeys(("Compress", "NonZero", "Unique"), lambda _node: "nonzero and unique need TVM's Python when run"),
     "ConvTranspose": _refuse_attribute("output_shape", None),
     "Dropout": _refuse_dropout,
     "IsInf": _refuse_is_inf,

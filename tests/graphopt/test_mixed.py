@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -224,7 +225,7 @@ def test_a_loop_runs_whole_and_what_is_around_it_is_compiled():
 
 def test_an_operator_that_onnxruntime_lacks_too_is_refused_by_name():
     text = """<ir_version: 9, opset_import: ["": 19, "my": 1]> g (float[2] x) => (float[2] y) { y = my.Relu(x) }"""
-    with pytest.raises(LoweringError, match="onnxruntime either: .*Relu"):
+    with pytest.raises(LoweringError, match=r"onnxruntime either: .*Relu"):
         graphopt.compile(from_text(text))
 
 
@@ -250,3 +251,27 @@ def test_parts_are_convex_in_order_and_complete(data):
         known |= set(section.outputs)
     assert values[-1] in known
     assert all(a.lowered != b.lowered for a, b in itertools.pairwise(sections))
+
+
+def test_values_of_inputs_on_the_command_line(tmp_path):
+    from typer.testing import CliRunner
+
+    from graphopt.cli.app import app
+
+    model = from_text("""<ir_version: 9, opset_import: ["": 19]>
+    g (float[2,3] x, int64[1] axes, float k) => (float[A] y) {
+        s = ReduceSum<keepdims=0>(x, axes)
+        y = Mul(s, k)
+    }""")
+    path, out = save(model, tmp_path / "sum.onnx"), tmp_path / "sum.gopt"
+    done = CliRunner().invoke(
+        app, ["compile", str(path), "-O0", "-o", str(out), "--value", "axes=0,", "--value", "k=2.5"]
+    )
+    assert done.exit_code == 0, done.output
+    with graphopt.load(out) as program:
+        assert program.run({"x": np.ones((2, 3), np.float32)})["y"].tolist() == [5, 5, 5]
+    for wrong, error in (("axes", "NAME=NUMBERS"), ("axes=x", "NAME=NUMBERS"), ("none=1", "no input is named 'none'"),
+                         ("axes=0.5,", r"'axes' expects INT64"), ("axes=1", r"'axes' expects")):  # fmt: skip
+        refused = CliRunner().invoke(app, ["compile", str(path), "-o", str(out), "--value", wrong])
+        assert refused.exception is not None
+        assert re.search(error, str(refused.exception)), refused.exception

@@ -77,8 +77,10 @@ def test_the_output_alone_is_all_kernels(check):
 @pytest.mark.parametrize(
     "attributes", [", clip = 3.0", ', activations = ["Sigmoid", "Relu", "Tanh"]', ", input_forget = 1"]
 )
-def test_what_the_kernel_does_not_cover_is_refused(attributes: str):
+def test_what_the_kernel_does_not_cover_is_written_out_step_by_step_where_the_steps_are_known(check, attributes: str):
     text, arrays = layer("LSTM", 3, 2, 4, 5, "forward", attributes)
+    check(text, left=None, **arrays)
+    text, arrays = layer("LSTM", "T", 2, 4, 5, "forward", attributes)
     model = from_text(f'<ir_version: 9, opset_import: ["": 17]>\n{text}', **arrays)
     with pytest.raises(LoweringError, match="LSTM"):
         Llvm().build(model, Context())

@@ -90,7 +90,20 @@ def _mod(node: ir.Node) -> Results:
     return [cast(do, signed, x.dtype)]
 
 
+def _cast_like(node: ir.Node) -> Results:
+    """A cast to the other's type; ONNX's definition of it forgets `saturate`."""
+    like = node.inputs[1]
+    if like is None or like.dtype is None:
+        return None
+    saturate = node.attributes.get_int("saturate", 1)
+    extra = {} if saturate else {"saturate": 0}
+    result = writer(node)("Cast", node.inputs[0], to=int(like.dtype), **extra)
+    result.dtype = like.dtype
+    return [result]
+
+
 REWRITES = {
+    "CastLike": _cast_like,
     "Sinh": _sinh,
     "Cosh": _cosh,
     "IsInf": _is_inf,

@@ -88,25 +88,25 @@ def _alone(candidate: Candidate) -> Contract:
 def choose(found: Sequence[Candidate], machine: Machine, cpu_gmacs: float, left: Left) -> list[Candidate]:
     """The candidates that are worth it beside a CPU of `cpu_gmacs` 1e9 integer multiply-adds per second; the reason
     for others is added to `left`."""
-    graph = nx.DiGraph()
-    producer = {candidate.result: candidate for candidate in found}
-    for candidate in found:
-        graph.add_edge("npu", candidate, capacity=_cpu_seconds(candidate, cpu_gmacs))
-        graph.add_edge(candidate, "cpu", capacity=_npu_seconds(candidate, machine))
+    graph = nx.DiGraph()  # of numbers: the cut must not depend on where objects lie in memory
+    producer = {candidate.result: number for number, candidate in enumerate(found)}
+    for number, candidate in enumerate(found):
+        graph.add_edge("npu", number, capacity=_cpu_seconds(candidate, cpu_gmacs))
+        graph.add_edge(number, "cpu", capacity=_npu_seconds(candidate, machine))
         for value in candidate.sources:
             crossing = CROSSING + math.prod(shape_of(value)) / CROSSING_BYTES
             before = producer.get(value)
             if before is None:  # from the CPU
-                graph.add_edge(candidate, "cpu", capacity=graph[candidate]["cpu"]["capacity"] + crossing)
+                graph.add_edge(number, "cpu", capacity=graph[number]["cpu"]["capacity"] + crossing)
             else:
-                graph.add_edge(before, candidate, capacity=crossing)
-                graph.add_edge(candidate, before, capacity=crossing)
+                graph.add_edge(before, number, capacity=crossing)
+                graph.add_edge(number, before, capacity=crossing)
     if not found:
         return []
     _, (near, _) = nx.minimum_cut(graph, "npu", "cpu")
-    kept = needed([candidate for candidate in found if candidate in near])
-    for candidate in found:
-        if candidate not in near:
+    kept = needed([candidate for number, candidate in enumerate(found) if number in near])
+    for number, candidate in enumerate(found):
+        if number not in near:
             left[candidate.name] = candidate.anchor.op_type, "the CPU is faster at it, transfers counted"
     return kept
 

@@ -125,7 +125,7 @@ def _candidates(
     sums = [geometry.cin] if whole_sums else [c for c in _sizes(geometry.cin, cin_step) if c < geometry.cin]
     blocks = [
         (groups, geometry.oc, cin)
-        for groups in _sizes(geometry.groups, 1)
+        for groups in sorted({*_sizes(geometry.groups, 1), *_sizes(geometry.groups, oc_step)}, reverse=True)
         if groups > 1
         for cin in sums
         if cin == geometry.cin
@@ -166,10 +166,12 @@ def _estimate(geometry: Geometry, tiling: Tiling, machine: Machine, near: Near) 
     load_weights = cycles.transfer_cycles(constants, weights)
     load_input = 0 if near.input else cycles.transfer_cycles(activations, source)
     store = 0 if near.output else cycles.transfer_cycles(activations, result)
+    size = tiling.groups * PARAMETER_BYTES if tiling.groups > 1 else 0  # else they are few beside the weights
+    load_parameters = cycles.transfer_cycles(constants, Load(CONSTANTS, 0, 0, 1, 1, size, size, size, 0, 0))
     tiles = blocks * spatial * outer
     ports: dict[str, int] = {}
     for memory, busy in (
-        (constants, blocks * outer * inner * weights_again * load_weights),
+        (constants, blocks * outer * (inner * weights_again * load_weights + load_parameters)),
         (activations, blocks * spatial * inner * inputs_again * load_input + tiles * store),
     ):
         ports[memory.name] = ports.get(memory.name, 0) + busy

@@ -29,7 +29,8 @@ def canonicalise(model: ir.Model) -> ir.Model:
     1. Local functions are inlined; quantized operators become Quantize-/DequantizeLinear around float ones.
     2. Operators without a converter are replaced by their ONNX definition, where they have one.
     3. What depends on constants and known shapes only is computed, unless the result is much larger.
-    4. Shapes that the graph computes are written the way the importer reads them, equal ones by equal names.
+    4. Slices of everything go; shapes that the graph computes are written the way the importer reads them, equal ones
+       by equal names.
     5. Constants become initializers, of the main graph.
     6. Targets of Expand are spelt out, constant operands of Gemm transposed.
     7. Dead nodes and initializers go.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.relax.frontend import detach_params
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
@@ -62,7 +62,18 @@ class _Importer(ONNXGraphImporter):
         super().__init__({}, {}, keep_params_in_input=True, sanitize=False)
         self.failures: dict[str, list[ir.Node]] = {}
         self.sources: dict[str, Origin] = {}
+        self._values = {value.name: value for value in model.graph.inputs}
+        self._dims: dict[str, Any] = {}
         self._onnx_nodes = {node.name: node for node in model.graph.all_nodes()}
+
+    def _parse_graph_input(self, graph: Any) -> None:
+        """Remembers the variables of the inputs' open dimensions, by name."""
+        super()._parse_graph_input(graph)
+        inputs: dict[str, Any] = self._inputs
+        for name, variable in inputs.items():
+            value = self._values.get(name)
+            if value is not None and value.shape is not None and variable.ty.shape is not None:
+                self._dims |= {str(dim): size for dim, size in zip(value.shape, variable.ty.shape, strict=True)}
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
         """`refuse_unsupported` has looked at every node, and knows `EXTERNAL` too."""
@@ -93,7 +104,22 @@ class _Importer(ONNXGraphImporter):
         if isinstance(result, relax.Call):
             result = self.bb.emit(result, name_hint=str(node.name))
             self.sources[result.name] = origin(node)
-        return result
+        return self._shaped(result, node.outputs[0])
+
+    def _shaped(self, result: Any, value: ir.Value) -> Any:
+        """`result` with the shape that ONNX tells, where the importer has lost it."""
+        if value.shape is None or value.dtype is None or not isinstance(result, relax.Var | relax.Call):
+            return result
+        if not isinstance(result.ty, relax.TensorType) or result.ty.shape is not None:
+            return result
+        return self.bb.match_cast(result, relax.TensorType(self._sizes(value.shape), str(value.dtype.numpy())))  # pyright: ignore[reportArgumentType]
+
+    def _sizes(self, shape: ir.Shape) -> list[Any]:
+        """Sizes as Relax has them: where TVM loses a shape that ONNX tells, a variable for each dimension of a name."""
+        return [
+            dim if isinstance(dim, int) else self._dims.setdefault(str(dim), tirx.Var(str(dim), "int64"))
+            for dim in shape
+        ]
 
     def _placeholder(self, value: ir.Value) -> relax.Var:
         """What stands for the result of a failed node, so that the nodes after it are tried as well."""

@@ -214,6 +214,20 @@ def test_rows_whose_symbols_change_their_names():
     check(g.model(y), {"x": normal(3, 2, 5, 24)}, 1e-5, set())
 
 
+@pytest.mark.parametrize("end", [10**9, 2**31 - 1])
+def test_a_slice_to_the_end_keeps_the_name_of_the_batch(end: int):
+    """As tf2onnx writes it; what was sliced meets what was not, once shapes are computed from both."""
+    g = Graph(0, x=["N", 6, 8])
+    y = g("Slice", g["x"], *[np.array(v, np.int64) for v in ([0, 0], [end, end], [0, 1])])
+    y = g("ReduceMax", g("MatMul", y, g.weights(8, 8)), axes=[1], keepdims=0)
+    shape = g(
+        "Concat", g("Slice", g("Shape", g["x"]), *[np.array([v], np.int64) for v in (0, 1)]), np.array([1]), axis=0
+    )
+    model = g.model(g("Sub", y, g("Expand", g("Sqrt", np.ones(1, np.float32)), shape)))
+    for n in (1, 3):
+        check(model, {"x": normal(n, n, 6, 8)}, 1e-5)
+
+
 @pytest.mark.parametrize("pool", ["GlobalMaxPool", "GlobalAveragePool", None])
 def test_squeeze_moves_behind_what_follows_a_convolution(pool):
     """Bias, GELU and pooling after a one-dimensional convolution written as a two-dimensional one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 class Cuda(Target):
     """Kernels for an NVIDIA GPU, compiled without one; the artifact runs where there is one.
 
-    `arch`: the GPU's architecture, such as sm_80 (A100) or sm_90 (H100).
+    `arch`: the GPU's architecture, such as sm_80 (A100) or sm_90 (H100). `compiler`: nvcc, nvrtc, or source to leave
+    the CUDA C to be compiled beside the GPU; best takes the first there is.
     """
 
     name: ClassVar[str] = "cuda"
     arch: Annotated[str, AfterValidator(check_arch)] = "sm_80"
+    compiler: Literal["best", "nvcc", "nvrtc", "source"] = "best"
 
     def build(self, model: ir.Model, context: Context) -> Program:
         """Compile `model`'s kernels for the GPU, and the host code that calls them for this kind of CPU.
@@ -45,7 +47,7 @@ class Cuda(Target):
             kernels, rules = schedule(loops, target, nodes)
             executable = build(kernels, target)
         source = cuda_source(executable)
-        binary = compile_source(source, self.arch)
+        binary = compile_source(source, self.arch, None if self.compiler == "best" else self.compiler)
         return Program(
             library=to_library(executable, binary.cubin, source),
             weights=lowered.weights,

@@ -1,0 +1,114 @@
+/* Global and shared memory of the emulated device.
+
+   With CHECKED every access through a pointer to either goes by a `Region`: one past its end, a read of shared memory
+   that nobody wrote in this block, and two threads at the same shared bytes with no barrier between, one of them
+   writing, end the run with a sentence. Without it pointers are plain. */
+#pragma once
+#include <stddef.h>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace emulated {
+
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+struct Where { unsigned thread, warp, barrier, first_barrier, warp_step; };
+extern Where here;
+constexpr unsigned SEVERAL = ~0u;
+
+/* Who touched some bytes last: at which barrier and at which step of its warp. */
+struct Access { unsigned barrier, thread, warp, step; };
+struct Cell { Access write, read; };
+
+struct Region {
+  const char* name;
+  char* base;
+  size_t bytes;
+  unsigned grain; /* bytes a cell stands for */
+  Cell* cells;    /* of shared memory only */
+};
+
+/* Ordered before what the running thread does now: a barrier lies between, or its warp has met since. */
+inline bool ordered(const Access& a) {
+  return a.barrier != here.barrier || a.thread == here.thread || (a.warp == here.warp && a.step < here.warp_step);
+}
+
+inline void check(const void* at, size_t bytes, const Region* region, bool writes) {
+  if (!region) return;
+  ptrdiff_t offset = (const char*)at - region->base;
+  const char* verb = writes ? "writes" : "reads";
+  if (offset < 0 || offset + bytes > region->bytes)
+    fail("%s bytes %td to %td of %s, which has %zu", verb, offset, offset + (ptrdiff_t)bytes, region->name, region->bytes);
+  if (!region->cells) return;
+  for (size_t i = offset / region->grain; i * region->grain < offset + bytes; i++) {
+    Cell& cell = region->cells[i];
+    if (!ordered(cell.write))
+      fail("%s byte %zu of shared %s, which thread %u writes with no barrier between", verb, i * region->grain,
+           region->name, cell.write.thread);
+    if (writes) {
+      if (!ordered(cell.read))
+        fail("writes byte %zu of shared %s, which %s reads with no barrier between", i * region->grain, region->name,
+             cell.read.thread == SEVERAL ? "another thread" : "an earlier thread");
+      cell.write = {here.barrier, here.thread, here.warp, here.warp_step};
+    } else {
+      if (cell.write.barrier < here.first_barrier)
+        fail("reads byte %zu of shared %s, which no thread of the block has written", i * region->grain, region->name);
+      bool same = cell.read.barrier == here.barrier;
+      cell.read = {here.barrier, same && cell.read.thread != here.thread ? SEVERAL : here.thread,
+                   same && cell.read.warp != here.warp ? SEVERAL : here.warp, here.warp_step};
+    }
+  }
+}
+
+inline Cell* cells(size_t bytes, unsigned grain) { return (Cell*)calloc(bytes / grain + 1, sizeof(Cell)); }
+
+template <class T> struct Value { using type = T; };
+template <class T> using value_of = typename Value<T>::type; /* what an expression is when it is read */
+
+#ifdef CHECKED
+template <class T> struct ptr;
+
+template <class T> struct Ref {
+  T* at;
+  const Region* region;
+  operator T() const { check(at, sizeof(T), region, false); return *at; }
+  const Ref& operator=(const T& value) const { check(at, sizeof(T), region, true); *at = value; return *this; }
+  const Ref& operator=(const Ref& other) const { return *this = (T)other; }
+  const Ref& operator+=(const T& value) const { return *this = (T)((T)*this + value); }
+  ptr<T> operator&() const { return {at, region}; }
+};
+
+template <class T> struct Value<Ref<T>> { using type = T; };
+
+template <class T> struct ptr {
+  T* at;
+  const Region* region;
+  ptr(T* at, const Region* region) : at(at), region(region) {}
+  template <class U> explicit ptr(const ptr<U>& other) : at((T*)other.at), region(other.region) {}
+  template <class U> explicit ptr(U* at) : at((T*)at), region(nullptr) {}
+  Ref<T> operator[](int64_t i) const { return {at + i, region}; }
+  Ref<T> operator*() const { return {at, region}; }
+  ptr operator+(int64_t i) const { return {at + i, region}; }
+  explicit operator bool() const { return at; }
+};
+
+template <class T> struct Shared : Region, ptr<T> {
+  Shared(const char* name, size_t n)
+      : Region{name, (char*)aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64), n * sizeof(T), sizeof(T), nullptr},
+        ptr<T>((T*)Region::base, this) { Region::cells = emulated::cells(bytes, grain); }
+};
+#define SHARED(T, name, n) static emulated::Shared<T> name(#name, n)
+template <class T> ptr<T> global(void* at, Region* region, const char* name, size_t bytes) {
+  *region = {name, (char*)at, bytes, 1, nullptr};
+  return {(T*)at, region};
+}
+#else
+template <class T> using ptr = T*;
+#define SHARED(T, name, n) alignas(64) static T name[n]
+template <class T> T* global(void* at, Region*, const char*, size_t) { return (T*)at; }
+#endif
+
+template <class T> T* raw(T* p) { return p; }
+template <class T, class R = decltype(T::at)> R raw(const T& p) { return p.at; }
+
+}  // namespace emulated

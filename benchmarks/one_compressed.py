@@ -1,13 +1,16 @@
-"""One reference model, compressed by one pipeline; prints a JSON row. `compression.py` runs it in its own process."""
+"""One reference model, compressed by some pipelines; prints a JSON row a line. `compression.py` starts it."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +19,123 @@ import onnx_ir as ir
 from sizes import free_sizes
 
 from graphopt import api, models, oracle
-from graphopt.errors import GraphoptError
+from graphopt.data import open_data
+from graphopt.errors import DataError, GraphoptError
 from graphopt.graph import save
 from graphopt.graph.cost import cost
 from graphopt.measure import evaluate
 from graphopt.measure.latency import bench
 from graphopt.measure.rivals import open_rivals
-from graphopt.models import ReferenceModel
 from graphopt.pipeline import PRESETS, load_plugin
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 TRAINING = 4096
 """How many samples fine-tuning gets at most."""
+ONNXSIM = "onnxsim:"
+"""What a pipeline starts with that is onnxsim's pruning: of the part of the channels behind the colon."""
 
 
-def measure(
-    reference: ReferenceModel, pipeline: str, threads: int, seconds: float, batch: int, fixed: bool
-) -> dict[str, Any]:
-    """Accuracy by onnxruntime on held-out labels, speed of the llvm target's programs, size of the ONNX files."""
-    model = api.open_model(reference.path())
-    example = reference.example(batch)
-    if fixed:
-        model = api.open_model(model, free_sizes(model, example))
-    batches = _samples(reference, pipeline)
-    plain = api.run_pipeline(model, PRESETS["O2"], verify=False).model
-    start = time.perf_counter()
-    small = api.run_pipeline(model, pipeline, calibration=batches, verify=False).model
-    row: dict[str, Any] = {"pipeline": pipeline, "batch": batch, "seconds": time.perf_counter() - start}
-    with tempfile.TemporaryDirectory() as folder:
-        bytes_ = [save(m, Path(folder) / f"{k}.onnx").stat().st_size for k, m in enumerate((plain, small))]
-    row["size_ratio"] = bytes_[1] / bytes_[0]
-    row["macs_ratio"] = cost(small).macs / max(cost(plain).macs, 1)
-    row |= _accuracy(reference, plain, small)
-    return row | (_speed(model, plain, small, example, threads, seconds) if seconds else {})
+class Measured:
+    """A reference model, and what is the same in all of its rows: the float model, its program, its scores."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.asked = asked
+        self.reference = models.get(asked.model)
+        self.model = api.open_model(self.reference.path())
+        self.example = self.reference.example(asked.batch)
+        self.free = free_sizes(self.model, self.example)
+        if asked.fixed:
+            self.model = api.open_model(self.model, self.free)
+        self.plain = api.run_pipeline(self.model, PRESETS["O2"], verify=False).model
+
+    @cached_property
+    def scores(self) -> tuple[float | None, Array]:
+        """The float model's metric, and its answers."""
+        return self.score(self.plain)
+
+    @cached_property
+    def program(self) -> tuple[Any, int]:
+        """The float model's program, and its artifact's size."""
+        return self.compiled(self.plain)
+
+    @cached_property
+    def onnxruntime(self) -> Any:
+        """The float model in onnxruntime, every free dimension bound to its size."""
+        return open_rivals(["onnxruntime"], api.open_model(self.model, self.free), self.asked.threads)["onnxruntime"]
+
+    def row(self, pipeline: str) -> dict[str, Any]:
+        """Accuracy by onnxruntime on held-out labels, speed of the llvm target's programs, size of the ONNX files.
+
+        With `--keep`, the compressed model and all but its speed are taken from there, if they are there.
+        """
+        key = hashlib.sha256(f"{pipeline} {self.asked.fixed}".encode()).hexdigest()[:12]
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Path(self.asked.keep or folder) / f"{self.asked.model}-{key}.onnx"
+            notes = kept.with_suffix(".json")
+            if notes.exists():
+                small, row = api.open_model(kept), json.loads(notes.read_text())
+            else:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                start = time.perf_counter()
+                small = self.compress(pipeline)
+                row = {"pipeline": pipeline, "seconds": time.perf_counter() - start, **self.facts(small, kept)}
+                notes.write_text(json.dumps(row))
+        return row | {"batch": self.asked.batch} | (self.speed(small) if self.asked.seconds else {})
+
+    def compress(self, pipeline: str) -> ir.Model:
+        """The model behind the pipeline."""
+        data = samples(self.reference, pipeline)
+        if pipeline.startswith(ONNXSIM):
+            return by_onnxsim(self.asked.onnxsim, self.plain, data, pipeline.removeprefix(ONNXSIM))
+        return api.run_pipeline(self.model, pipeline, calibration=data, verify=False).model
+
+    def facts(self, small: ir.Model, path: Path) -> dict[str, Any]:
+        """Sizes and scores; leaves the model at `path`."""
+        whole = save(self.plain, path).stat().st_size
+        row: dict[str, Any] = {"size_ratio": save(small, path).stat().st_size / whole}
+        row["macs_ratio"] = cost(small).macs / max(cost(self.plain).macs, 1)
+        if self.reference.evaluation is None:
+            return row | {"metric": None, "n": 0}
+        evaluation, (metric, answers), (now, now_answers) = self.reference.evaluation(), self.scores, self.score(small)
+        row |= {"metric": evaluation.metric, "n": evaluation.n, "float": metric, "compressed": now}
+        return row | {"agreement": float((answers == now_answers).mean())}
+
+    def score(self, model: ir.Model) -> tuple[float | None, Array]:
+        """The metric on held-out labels, and where the first output is largest."""
+        assert self.reference.evaluation is not None
+        session, answers = oracle.Session(model), list[Array]()
+
+        def keep(feeds: Feeds) -> Feeds:
+            results = session.run(feeds)
+            answers.append(next(iter(results.values())).argmax(axis=-1).reshape(-1))
+            return results
+
+        return evaluate(keep, self.reference.evaluation()), np.concatenate(answers)
+
+    def compiled(self, model: ir.Model) -> tuple[Any, int]:
+        """A runner, and the bytes of its artifact."""
+        target = f"llvm{{threads={self.asked.threads}}}"
+        made = api.compile(model, target, PRESETS["O1"], dims=self.free, verify=False)
+        with tempfile.TemporaryDirectory() as folder:
+            return made.run, made.save(Path(folder) / "model.gopt").stat().st_size
+
+    def speed(self, small: ir.Model) -> dict[str, Any]:
+        """All take turns on the example."""
+        made, bytes_ = self.compiled(small)
+        runners = {"compressed": made, "float": self.program[0], "onnxruntime": self.onnxruntime}
+        rows = bench(runners, self.example, baseline="compressed", seconds=self.asked.seconds)
+        ratio = {row.name: 1 / row.ratio for row in rows}
+        return {
+            "speedup": ratio["float"],
+            "speedup_vs_onnxruntime": ratio["onnxruntime"],
+            "artifact_ratio": bytes_ / self.program[1],
+            "compressed_ms": rows[0].median_ms,
+            "rounds": rows[0].rounds,
+        }
 
 
-def _samples(reference: ReferenceModel, pipeline: str) -> Iterable[Feeds]:
+def samples(reference: models.ReferenceModel, pipeline: str) -> Iterable[Feeds]:
     """As many samples as the pipeline's passes look at; the model's calibration data where that is all there is."""
     wanted = max((int(n) for n in re.findall(r"samples=(\d+)", pipeline)), default=256)
     wanted = TRAINING if "fine-tune" in pipeline else wanted
@@ -61,71 +144,45 @@ def _samples(reference: ReferenceModel, pipeline: str) -> Iterable[Feeds]:
     return reference.calibration() if reference.calibration is not None else [reference.example(1)]
 
 
-def _accuracy(reference: ReferenceModel, plain: ir.Model, small: ir.Model) -> dict[str, Any]:
-    evaluation = reference.evaluation() if reference.evaluation is not None else None
-    if evaluation is None:
-        return {"metric": None, "n": 0}
-    best: list[list[Array]] = []
-
-    def run(model: ir.Model) -> float:
-        session, kept = oracle.Session(model), list[Array]()
-        best.append(kept)
-
-        def keep(feeds: Feeds) -> Feeds:
-            results = session.run(feeds)
-            kept.append(next(iter(results.values())).argmax(axis=-1).reshape(-1))
-            return results
-
-        return evaluate(keep, evaluation)
-
-    row: dict[str, Any] = {"metric": evaluation.metric, "n": evaluation.n}
-    row |= {"float": run(plain), "compressed": run(small)}
-    first, second = (np.concatenate(kept) for kept in best)
-    return row | {"agreement": float((first == second).mean())}
-
-
-def _speed(
-    model: ir.Model, plain: ir.Model, small: ir.Model, example: Feeds, threads: int, seconds: float
-) -> dict[str, Any]:
-    """All take turns on the example, every free dimension bound to its size."""
-    free = free_sizes(model, example)
-    runners: dict[str, Any] = {}
-    bytes_: dict[str, int] = {}
-    for name, candidate in (("compressed", small), ("float", plain)):
-        made = api.compile(candidate, f"llvm{{threads={threads}}}", PRESETS["O1"], dims=free, verify=False)
-        runners[name] = made.run
-        with tempfile.TemporaryDirectory() as folder:
-            bytes_[name] = made.save(Path(folder) / "model.gopt").stat().st_size
-    bound = api.open_model(model, free)
-    runners["onnxruntime"] = open_rivals(["onnxruntime"], bound, threads)["onnxruntime"]
-    rows = bench(runners, example, baseline="compressed", seconds=seconds)
-    ratio = {row.name: 1 / row.ratio for row in rows}
-    return {
-        "speedup": ratio["float"],
-        "speedup_vs_onnxruntime": ratio["onnxruntime"],
-        "artifact_ratio": bytes_["compressed"] / bytes_["float"],
-        "compressed_ms": rows[0].median_ms,
-        "rounds": rows[0].rounds,
-    }
+def by_onnxsim(python: str | None, model: ir.Model, data: Iterable[Feeds], sparsity: str) -> ir.Model:
+    """onnxsim's channel pruning, by an interpreter that has it, of 64 samples of one shape."""
+    if python is None:
+        raise DataError("onnxsim's pruning needs --onnxsim: a Python that has onnxsim.")
+    with tempfile.TemporaryDirectory() as folder:
+        before, after, arrays = (Path(folder) / name for name in ("float.onnx", "pruned.onnx", "samples.npz"))
+        pieces = [feeds for feeds, _ in zip(open_data(data, model).pieces(1), range(64), strict=False)]
+        shapes = [[a.shape for a in feeds.values()] for feeds in pieces]
+        pieces = [feeds for feeds, shape in zip(pieces, shapes, strict=True) if shape == shapes[0]]
+        np.savez(arrays, allow_pickle=False, **{k: np.concatenate([feeds[k] for feeds in pieces]) for k in pieces[0]})
+        save(model, before)
+        script = str(Path(__file__).with_name("by_onnxsim.py"))
+        command = [python, script, str(before), str(arrays), str(after), sparsity]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise DataError((done.stderr.strip().splitlines() or ["onnxsim failed without a word"])[-1])
+        return api.open_model(after)
 
 
 def main() -> None:
     """Measure as the arguments say; a graphopt error becomes the row's ``error``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
-    parser.add_argument("--pipeline", required=True)
+    parser.add_argument("--pipeline", required=True, action="append")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--fixed", action="store_true", help="free dimensions get the example's sizes first")
+    parser.add_argument("--keep", help="a folder for compressed models and their rows")
+    parser.add_argument("--onnxsim", help="a Python that has onnxsim")
     asked = parser.parse_args()
     load_plugin(Path(__file__).with_name("naive.py"))
-    row: dict[str, Any] = {"model": asked.model}
-    try:
-        row |= measure(models.get(asked.model), asked.pipeline, asked.threads, asked.seconds, asked.batch, asked.fixed)
-    except GraphoptError as error:
-        row["error"] = str(error)
-    print(json.dumps(row))
+    measured = Measured(asked)
+    for pipeline in asked.pipeline:
+        try:
+            row = measured.row(pipeline)
+        except GraphoptError as error:
+            row = {"error": str(error)}
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

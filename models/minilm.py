@@ -18,6 +18,8 @@ from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel, Split
 from graphopt.models.fetch import fetch_member
 
 VECTOR = "461"
+CALIBRATED = 64
+"""Pairs that ranges are calibrated on; `unlabelled` has more of the same kind."""
 
 
 @cache
@@ -34,13 +36,14 @@ def retrieved(vectors: Array) -> float:
     return float((nearest == np.arange(len(nearest))).mean())
 
 
-def _feeds(split: Split) -> Iterator[Feeds]:
-    for ids in pairs(split).reshape(-1, 1, pairs(split).shape[-1]):
+def _feeds(split: Split, n: int | None = None) -> Iterator[Feeds]:
+    """The sentences of the first n pairs, one at a time."""
+    for ids in pairs(split)[:n].reshape(-1, 1, pairs(split).shape[-1]):
         yield {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}
 
 
-def _evaluation() -> Evaluation:
-    n = len(pairs("evaluation"))
+def _labelled(split: Split) -> Evaluation:
+    n = len(pairs(split))
 
     def score(outputs: Iterable[Feeds]) -> float:
         vectors = np.concatenate([batch[VECTOR] for batch in outputs])
@@ -48,11 +51,11 @@ def _evaluation() -> Evaluation:
             raise DataError(f"{len(vectors)} vectors came for {n} pairs of sentences: run the whole set.")
         return retrieved(vectors)
 
-    return Evaluation("retrieval_at_1", n, lambda: _feeds("evaluation"), score)
+    return Evaluation("retrieval_at_1", n, lambda: _feeds(split), score)
 
 
 def _example(batch: int) -> Feeds:
-    sentences = pairs("calibration").reshape(-1, pairs("calibration").shape[-1])
+    sentences = pairs("calibration")[:CALIBRATED].reshape(-1, pairs("calibration").shape[-1])
     ids = sentences[np.arange(batch) * 2 % len(sentences) + 1]  # every second one is a paragraph
     return {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}
 
@@ -69,7 +72,9 @@ MINILM_L3 = ReferenceModel(
         "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
     ),
     example=_example,
-    calibration=lambda: Batches(lambda: _feeds("calibration")),
-    evaluation=_evaluation,
+    calibration=lambda: Batches(lambda: _feeds("calibration", CALIBRATED)),
+    evaluation=lambda: _labelled("evaluation"),
     baseline=0.565,
+    unlabelled=lambda n: Batches(lambda: _feeds("calibration", -(-n // 2)), divisible=True),
+    selection=lambda: _labelled("selection"),
 )

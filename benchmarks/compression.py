@@ -69,9 +69,9 @@ BUDGETS = {
     "crepe-tiny": "macs=0.7",
     "minilm-l3": "macs=0.8,samples=360,rows=4096",
 }
-"""How much of a model stays; half of the multiply-accumulates where nothing is said. Found on `ReferenceModel.selection`,
-labelled samples other than those reported on (`graphopt prune --evaluation MODEL`); those of digits and mnist were
-set after both scores had been seen.
+"""How much of a model stays; half of the multiply-accumulates where nothing is said. Found on other labelled samples
+than those reported on (`ReferenceModel.selection`; `graphopt prune --evaluation MODEL`); but those of digits and mnist
+were set after both scores had been seen.
 """
 FIXED = ("minilm-l3",)
 """Models whose free dimensions get their sizes before, for their shapes are computed from one another's: what can be

@@ -56,7 +56,8 @@ def pairs(source: str) -> Iterator[tuple[str, str]]:
 def collect() -> dict[str, list[tuple[str, str]]]:
     """Pairs of the installed networkx by split: which one a pair is in, and its turn, follow from its hash.
 
-    No summary or paragraph occurs twice.
+    No summary or paragraph occurs twice, and none begins with the same 30 words as one of another split: the model sees
+    64 word pieces of it.
     """
     import networkx
 
@@ -69,11 +70,20 @@ def collect() -> dict[str, list[tuple[str, str]]]:
                 unique[hashlib.sha256(summary.encode()).hexdigest()] = summary, paragraph
     ordered = sorted(unique.items())
     labelled = [pair for digest, pair in ordered if int(digest[0], 16) >= 4]
-    return {
-        "calibration": [pair for digest, pair in ordered if int(digest[0], 16) < 4],
-        "evaluation": labelled[:MOST],
-        "selection": labelled[MOST : 2 * MOST],
-    }
+    splits = {"evaluation": labelled[:MOST]}
+    splits["calibration"] = _new([pair for digest, pair in ordered if int(digest[0], 16) < 4], splits)
+    splits["selection"] = _new(labelled[MOST:], splits)[:MOST]
+    return splits
+
+
+def _new(found: list[tuple[str, str]], splits: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """The pairs neither side of which begins like one in `splits`."""
+    begun = {_beginning(text) for pairs_ in splits.values() for pair in pairs_ for text in pair}
+    return [pair for pair in found if not begun & {_beginning(text) for text in pair}]
+
+
+def _beginning(text: str) -> str:
+    return " ".join(text.lower().split()[:30])
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphopt.artifact import Executable
     from graphopt.data import Source
     from graphopt.pipeline.driver import Observer, Result, Step
+    from graphopt.sizes import Given
 
     AnyModel = str | Path | ir.Model | onnx.ModelProto
     AnyPipeline = str | Sequence[Pass]
@@ -29,7 +30,7 @@ def optimize(
     *,
     calibration: Source | None = None,
     seed: int = 0,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, Given] | None = None,
     verify: bool = True,
 ) -> ir.Model:
     """Run a pipeline of passes over a model; the model given is left as it is.
@@ -39,7 +40,8 @@ def optimize(
         pipeline: text such as ``"fold-batch-norm,insert-qdq"``, or passes.
         calibration: see `graphopt.data.open_data`; passes that need data say so.
         seed: for passes that draw random numbers.
-        dims: values for symbolic input dimensions, ``{"N": 1}``.
+        dims: sizes of open dimensions, ``{"N": 1}``; or which they may have when it runs, ``{"N": (1, 64)}``, multiples
+            ``{"T": (16, 512, 16)}``, or with programs of their own for some ``{"N": [1, 8, "*"]}``.
         verify: after each pass, compare onnxruntime's outputs with those before it, as the pass declares.
 
     Raises:
@@ -55,7 +57,7 @@ def compile(
     *,
     calibration: Source | None = None,
     seed: int = 0,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, Given] | None = None,
     verify: bool = True,
     keep_source: bool = False,
     fallback: bool = True,
@@ -143,9 +145,9 @@ def export(artifact: str | Path, folder: str | Path, *, name: str = "model") -> 
 
 
 def open_model(
-    model: AnyModel, dims: Mapping[str, int] | None = None, values: Mapping[str, Any] | None = None
+    model: AnyModel, dims: Mapping[str, Given] | None = None, values: Mapping[str, Any] | None = None
 ) -> ir.Model:
-    """`model` in normal form, with `dims` and `values` bound; an `onnx_ir.Model` given is copied, not touched."""
+    """`model` in normal form, `values` and `dims` bound or declared; an `onnx_ir.Model` given is copied."""
     from graphopt import graph
 
     if isinstance(model, (str, Path)):
@@ -155,7 +157,7 @@ def open_model(
     else:
         opened = graph.from_proto(model)
     graph.bind_values(opened, values or {})
-    graph.bind_dims(opened, dims or {})
+    graph.declare_dims(opened, dims or {})
     return opened
 
 
@@ -165,7 +167,7 @@ def run_pipeline(
     *,
     calibration: Source | None = None,
     seed: int = 0,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, Given] | None = None,
     verify: bool = True,
     observers: Iterable[Observer] = (),
     target: Target | None = None,

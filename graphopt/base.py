@@ -143,6 +143,16 @@ class Part:
     weights: list[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A program for some `sizes` of open dimensions: its parts, a single one where all is lowered; their weights."""
+
+    sizes: dict[str, int]
+    entry: str
+    parts: list[Part]
+    weights: dict[str, np.ndarray[Any, Any]]
+
+
 @dataclasses.dataclass
 class Program:
     """What a target's `build` gives to the artifact: host library, weights kept apart, and the call's order.
@@ -154,6 +164,7 @@ class Program:
     `files`: further members of the artifact by path (cubin, command stream, logs).
     `report`: what the target has to say (JSON-able): nodes offloaded, refused, cycles, what was not run.
     `parts`: where not one library does it all; they run in this order, and `library` is empty.
+    `variants`: programs for some sizes of open dimensions, the first that fits runs instead.
     """
 
     library: bytes
@@ -166,6 +177,7 @@ class Program:
     files: dict[str, bytes] = dataclasses.field(default_factory=dict[str, bytes])
     report: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     parts: list[Part] = dataclasses.field(default_factory=list[Part])
+    variants: list[Variant] = dataclasses.field(default_factory=lambda: list[Variant]())
 
 
 class Target(abc.ABC):

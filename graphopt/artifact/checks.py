@@ -9,12 +9,16 @@ import numpy as np
 
 from graphopt.artifact.manifest import TensorSpec, dtype_of
 from graphopt.errors import DataError
+from graphopt.sizes import Sizes
 
 Array = np.ndarray[Any, Any]
 
 
-def fit(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> list[Any]:
-    """The feeds as arrays in the order of `inputs`, each of the right dtype, rank and dimensions.
+def fit(
+    inputs: Sequence[TensorSpec], feeds: Mapping[str, Any], dims: Mapping[str, Sizes]
+) -> tuple[list[Any], dict[str, int]]:
+    """The feeds as arrays in the order of `inputs`, each of the right dtype, rank and dimensions; and the sizes that
+    symbolic dimensions got. `dims`: those that they may have, where that was declared.
 
     Sequences are lists of arrays, empty optionals None, and text may come as any array of strings.
 
@@ -32,7 +36,8 @@ def fit(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> list[Any]:
         expected = ", ".join(f"{spec.name!r} ({spec})" for spec in inputs) or "none"
         raise DataError(f"the inputs' names are not the model's ({'; '.join(wrong)}): its inputs are {expected}.")
     sizes: dict[str, tuple[int, str]] = {}
-    return [_fit(spec, feeds[spec.name], sizes) for spec in inputs]
+    arrays = [_fit(spec, feeds[spec.name], sizes, dims) for spec in inputs]
+    return arrays, {name: size for name, (size, _) in sizes.items()}
 
 
 Exact = list[tuple[str, "np.dtype[Any]", tuple[int, ...]]]
@@ -63,13 +68,13 @@ def fit_exactly(known: Exact, feeds: Mapping[str, Any]) -> list[Array] | None:
     return arrays
 
 
-def _fit(spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]) -> Any:
+def _fit(spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]], dims: Mapping[str, Sizes]) -> Any:
     if spec.kind.startswith("optional") and given is None:
         return None
     if spec.kind.endswith("sequence"):
         if not isinstance(given, (list, tuple)):
             raise DataError(f"input {spec.name!r} expects {spec}, a list of arrays, and got {type(given).__name__}.")
-        return [_fit(TensorSpec(name=spec.name, dtype=spec.dtype, shape=None), item, sizes) for item in given]
+        return [_fit(TensorSpec(name=spec.name, dtype=spec.dtype, shape=None), item, sizes, dims) for item in given]
     try:
         array = np.asarray(given)
     except (ValueError, TypeError) as error:
@@ -88,6 +93,8 @@ def _fit(spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]) -> Any
             known, where = sizes.setdefault(dim, (size, spec.name))
             if size != known:
                 raise _wrong(spec, array, f"dimension {axis} is {size} where {dim} is already {known} (in {where!r})")
+            if dim in dims and not dims[dim].allows(size):
+                raise _wrong(spec, array, f"dimension {axis}, {dim}, must be {dims[dim].described()}, not {size}")
         elif dim is not None and size != dim:
             raise _wrong(spec, array, f"dimension {axis} must be {dim}, not {size}")
     return array

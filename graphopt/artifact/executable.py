@@ -16,10 +16,12 @@ import numpy as np
 from graphopt.artifact.checks import exact, fit, fit_exactly
 from graphopt.artifact.host import check_host
 from graphopt.artifact.manifest import dtype_of
-from graphopt.artifact.parts import Parts
+from graphopt.artifact.parts import Parts, prefixed
 from graphopt.artifact.reading import Artifact, open_file
 from graphopt.artifact.runtime import Session, meant
+from graphopt.artifact.variants import chosen, open_variants
 from graphopt.errors import ArtifactError
+from graphopt.sizes import parse
 
 Array = np.ndarray[Any, Any]
 
@@ -57,10 +59,13 @@ class Executable(Artifact):
             importlib.import_module(runtime).register()
         self._session: Session | Parts | None
         if self.manifest.parts:
-            self._session = Parts(self, threads)
+            self._session = Parts(self, self.manifest.parts, self.manifest.entry, threads)
         else:
             self._session = Session(self.library, self.manifest.device, self.manifest.entry, threads)
             self._session.set_weights(list(self.weights.values()))
+        self._variants = open_variants(self, threads)
+        declared = {name: parse(name, text) for name, text in self.manifest.dims.items()}
+        self._dims = {name: sizes for name, sizes in declared.items() if not isinstance(sizes, int)}
         self._exact = exact(self.inputs)
         self._results = [(spec.name, dtype_of(spec.dtype)) for spec in self.outputs]
         self._lock = threading.Lock()
@@ -71,14 +76,15 @@ class Executable(Artifact):
         Where the model has sequences, they are lists of arrays, and an empty optional is None.
 
         Raises:
-            DataError: an input is missing, unknown, or of the wrong dtype, rank or size.
+            DataError: an input is missing, unknown, or of the wrong dtype, rank or size (also one outside the range
+                that was declared for its dimension).
         """
         known = None if self._exact is None else fit_exactly(self._exact, inputs)
-        arrays = fit(self.inputs, inputs) if known is None else known
+        arrays, sizes = fit(self.inputs, inputs, self._dims) if known is None else (known, {})
         with self._lock:
             if self._session is None:
                 raise ArtifactError(f"{self.name} was closed: load it again.")
-            results = self._session(arrays)
+            results = chosen(self._variants, sizes, self._session)(arrays)
         return {name: _of_type(result, dtype) for (name, dtype), result in zip(self._results, results, strict=True)}
 
     def __call__(self, *arrays: Any) -> Any:
@@ -97,6 +103,8 @@ class Executable(Artifact):
         with self._lock:
             if self._session is not None:
                 self._session.instrument(around)
+                for index, (_, program) in enumerate(self._variants):
+                    program.instrument(None if around is None else prefixed(around, f"variant{index}"))
 
     @property
     def threads(self) -> int:
@@ -106,7 +114,7 @@ class Executable(Artifact):
     def close(self) -> None:
         """Let go of the library and of the weights."""
         with self._lock:
-            self._session = None
+            self._session, self._variants = None, []
 
     def __enter__(self) -> Executable:
         return self

@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from graphopt.errors import ArtifactError
+from graphopt.errors import ArtifactError, UsageError
+from graphopt.sizes import parse
 
 FORMAT = 1
 """The version of the `.gopt` format that this graphopt writes, and the only one it reads."""
@@ -43,6 +44,16 @@ def _known_dtype(name: str) -> str:
     return name
 
 
+def _known_sizes(text: str) -> str:
+    try:
+        if isinstance(parse("", text), int):
+            raise ValueError(f"{text} is one size")
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+Declared = Annotated[str, AfterValidator(_known_sizes)]
 DType = Annotated[str, AfterValidator(_known_dtype)]
 Dim = NonNegativeInt | str | None
 Kind = Literal["tensor", "sequence", "optional", "optional sequence"]
@@ -88,6 +99,14 @@ class PartSpec(_Strict):
     weights: list[str]
 
 
+class VariantSpec(_Strict):
+    """A program for some sizes of open dimensions, by their names; see `graphopt.base.Variant`."""
+
+    sizes: dict[str, NonNegativeInt]
+    entry: str
+    parts: list[PartSpec]
+
+
 class MemberSpec(_Strict):
     """What a member of the artifact must be."""
 
@@ -104,7 +123,11 @@ class Versions(_Strict):
 
 
 class Manifest(_Strict):
-    """The manifest. `weights` follow the inputs in the call of `entry`, in this order. `parts`: see `PartSpec`."""
+    """The manifest. `weights` follow the inputs in the call of `entry`, in this order. `parts`: see `PartSpec`.
+
+    `dims`: the sizes that open dimensions may have, as `graphopt.sizes` writes them, where that was declared.
+    `variants`: programs for some of these sizes; `extra`: what they take, mostly where a weight lies already.
+    """
 
     format: Literal[1]
     versions: Versions
@@ -119,6 +142,9 @@ class Manifest(_Strict):
     weights: dict[str, WeightSpec]
     members: dict[str, MemberSpec]
     parts: list[PartSpec] = []
+    dims: dict[str, Declared] = {}
+    variants: list[VariantSpec] = []
+    extra: dict[str, WeightSpec] = {}
 
 
 class _Format(BaseModel):

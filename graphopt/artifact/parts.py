@@ -24,8 +24,8 @@ Array = np.ndarray[Any, Any]
 class Parts:
     """The parts of an artifact, loaded. Not for concurrent calls: the caller holds a lock."""
 
-    def __init__(self, artifact: Artifact, threads: int | None) -> None:
-        """Load each part; nothing is loaded before the artifact was verified.
+    def __init__(self, artifact: Artifact, parts: Sequence[PartSpec], entry: str, threads: int | None) -> None:
+        """Load each part, libraries by their function `entry`; nothing is loaded before the artifact was verified.
 
         Raises:
             ArtifactError: a part can't be loaded, or onnxruntime is missing.
@@ -33,8 +33,8 @@ class Parts:
         """
         self.threads = check_threads(threads)
         self._names = [spec.name for spec in artifact.inputs], [spec.name for spec in artifact.outputs]
-        weights = artifact.weights
-        self._parts = [(spec, _open(artifact, spec, weights, self.threads)) for spec in artifact.manifest.parts]
+        weights = artifact.tensors
+        self._parts = [(spec, open_part(artifact, spec, entry, weights, self.threads)) for spec in parts]
         self._last = self._last_uses()
         self._around: Callable[..., None] | None = None
 
@@ -52,7 +52,7 @@ class Parts:
         self._around = around
         for index, (_, session) in enumerate(self._parts):
             if isinstance(session, Session):
-                session.instrument(None if around is None else _prefixed(around, index))
+                session.instrument(None if around is None else prefixed(around, str(index)))
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """Run once; arrays in the results are the caller's own.
@@ -79,11 +79,12 @@ class Parts:
             self._around(None, f"{index}/onnxruntime", before, None, *results)
 
 
-def _open(artifact: Artifact, spec: PartSpec, weights: Mapping[str, Array], threads: int) -> Any:
+def open_part(artifact: Artifact, spec: PartSpec, entry: str, weights: Mapping[str, Array], threads: int) -> Any:
+    """The session of a part; see `Parts`."""
     arrays = [weights[name] for name in spec.weights]
     data = artifact.member(spec.member)
     if spec.runs == "library":
-        session = Session(data, artifact.manifest.device, artifact.manifest.entry, threads)
+        session = Session(data, artifact.manifest.device, entry, threads)
         session.set_weights(arrays)
         return session
     try:
@@ -97,9 +98,11 @@ def _open(artifact: Artifact, spec: PartSpec, weights: Mapping[str, Array], thre
         raise ArtifactError(f"{artifact.name}: {error}") from error
 
 
-def _prefixed(around: Callable[..., None], index: int) -> Callable[..., None]:
+def prefixed(around: Callable[..., None], name_of: str) -> Callable[..., None]:
+    """`around` with the names of kernels after that of what they are in."""
+
     def told(function: Any, name: str, *rest: Any) -> None:
-        around(function, name if name.startswith("vm.") else f"{index}/{name}", *rest)
+        around(function, name if name.startswith("vm.") else f"{name_of}/{name}", *rest)
 
     return told
 

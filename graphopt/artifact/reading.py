@@ -75,6 +75,11 @@ class Artifact:
         return {name: self._weight(name, spec) for name, spec in self.manifest.weights.items()}
 
     @property
+    def tensors(self) -> dict[str, Array]:
+        """Likewise those that only programs for some sizes of open dimensions take, by the names of these programs."""
+        return self.weights | {name: self._weight(name, spec) for name, spec in self.manifest.extra.items()}
+
+    @property
     def library(self) -> memoryview:
         """The bytes of the compiled shared library."""
         return self._container.read(LIBRARY)

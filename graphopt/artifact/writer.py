@@ -17,7 +17,7 @@ from graphopt.artifact import manifest
 from graphopt.artifact.container import Digest, content, pack
 from graphopt.artifact.executable import Executable
 from graphopt.artifact.host import instruction_sets, machine_of
-from graphopt.artifact.manifest import Manifest, MemberSpec, PartSpec, TensorSpec, WeightSpec
+from graphopt.artifact.manifest import Manifest, MemberSpec, PartSpec, TensorSpec, VariantSpec, WeightSpec
 from graphopt.artifact.reading import FILES, LIBRARY, REPORT
 from graphopt.artifact.store import GRAPH_WEIGHTS, WEIGHTS, Store, raw
 from graphopt.atomic import atomic_write
@@ -25,7 +25,7 @@ from graphopt.atomic import atomic_write
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.base import Program
+    from graphopt.base import Part, Program, Variant
 
 
 def write(
@@ -79,26 +79,27 @@ def _write(
     keep_source: bool,
 ) -> None:
     from graphopt.artifact import graphs
+    from graphopt.graph import declared_dims
 
     stores = {WEIGHTS: Store(), GRAPH_WEIGHTS: Store()}
     weights = {name: _weight(array, stores[WEIGHTS]) for name, array in program.weights.items()}
-    parts = [
-        PartSpec(
-            runs=part.runs,
-            member=f"parts/{index:03d}{'.so' if part.runs == 'library' else '.onnx'}",
-            inputs=part.inputs,
-            outputs=part.outputs,
-            weights=part.weights,
-        )
-        for index, part in enumerate(program.parts)
-    ]
+    parts = [_part(part, f"parts/{index:03d}") for index, part in enumerate(program.parts)]
+    extra = {
+        f"{k}:{name}": _weight(array, stores[WEIGHTS])
+        for k, variant in enumerate(program.variants)
+        for name, array in variant.weights.items()
+    }
+    variants = [_variant(variant, k) for k, variant in enumerate(program.variants)]
+    own = [*zip(parts, program.parts, strict=True)]
+    for spec, variant in zip(variants, program.variants, strict=True):
+        own += zip(spec.parts, variant.parts, strict=True)
     members = {
         **({} if parts else {LIBRARY: content(program.library)}),
         REPORT: content(_report(report, program)),
         "after.onnx": content(graphs.to_bytes(after, stores, keep_source)),
         "before.onnx": content(graphs.to_bytes(before, stores, keep_source)),
         **{name: store.content() for name, store in stores.items()},
-        **{part.member: content(data.data) for part, data in zip(parts, program.parts, strict=True)},
+        **{spec.member: content(part.data) for spec, part in own},
         **{FILES + name: content(data) for name, data in program.files.items()},
     }
     described = Manifest(
@@ -107,7 +108,7 @@ def _write(
         target=target,
         device=program.device,
         system=sys.platform,
-        machine=machine_of(next((part.data for part in program.parts if part.runs == "library"), program.library)),
+        machine=machine_of(program.library or next((p.data for _, p in own if p.runs == "library"), b"")),
         cpu_features=instruction_sets(program.cpu_features),
         entry=program.entry,
         inputs=_ordered(graphs.specs(list(after.graph.inputs)), program.inputs),
@@ -115,6 +116,9 @@ def _write(
         weights=weights,
         members={},
         parts=parts,
+        dims={name: str(sizes) for name, sizes in sorted(declared_dims(after).items())},
+        variants=variants,
+        extra=extra,
     )
 
     def with_digests(digests: Mapping[str, Digest]) -> bytes:
@@ -122,6 +126,22 @@ def _write(
         return manifest.to_json(described.model_copy(update={"members": listed}))
 
     pack(file, members, with_digests)
+
+
+def _part(part: Part, member: str, weights: str = "") -> PartSpec:
+    return PartSpec(
+        runs=part.runs,
+        member=f"{member}{'.so' if part.runs == 'library' else '.onnx'}",
+        inputs=part.inputs,
+        outputs=part.outputs,
+        weights=[weights + name for name in part.weights],
+    )
+
+
+def _variant(variant: Variant, index: int) -> VariantSpec:
+    """Its weights are called after the variant: an ONNX part's are found by what follows the first slash."""
+    parts = [_part(part, f"variants/{index:03d}/{k:03d}", f"{index}:") for k, part in enumerate(variant.parts)]
+    return VariantSpec(sizes=variant.sizes, entry=variant.entry, parts=parts)
 
 
 def _weight(array: np.ndarray[Any, Any], store: Store) -> WeightSpec:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphopt.cli.options import Dims, Json, ModelIn, chosen_dims
+from graphopt.cli.options import Dims, Json, ModelIn, chosen_sizes
 
 app = typer.Typer(help="Cost a model on a simulated NPU, and look into compiled ones.", no_args_is_help=True)
 Machine = Annotated[str, typer.Option("--machine", help="A preset or a hardware description (TOML).")]
@@ -38,7 +38,7 @@ def estimate(model: ModelIn, machine: Machine = "edge", dim: Dims = None, json: 
     from graphopt.cli.show import print_json, print_table
     from graphopt.targets.npu.machine import load_description
 
-    found = npu.estimate(model, machine, chosen_dims(dim))
+    found = npu.estimate(model, machine, chosen_sizes(dim))
     if json:
         print_json(found)
         return
@@ -67,7 +67,7 @@ def report(
 
     if trace is not None:
         check_writable(trace)
-    streams = of_file(file, machine, chosen_dims(dim))
+    streams = of_file(file, machine, chosen_sizes(dim))
     found = of_streams(streams)
     if trace is not None:
         _write_trace(streams, trace)
@@ -94,7 +94,7 @@ def disasm(file: File, machine: OwnMachine = None, dim: Dims = None) -> None:
     from graphopt.npu.streams import of_file
     from graphopt.targets.npu.asm import disassemble
 
-    for stream in of_file(file, machine, chosen_dims(dim)).streams:
+    for stream in of_file(file, machine, chosen_sizes(dim)).streams:
         typer.echo(disassemble(stream))
 
 
@@ -118,7 +118,7 @@ def sweep(
     from graphopt.npu.sweep import sweep as run
 
     settings = dict(parse_setting(text) for text in setting or ())
-    found = run(models, machine, settings, chosen_dims(dim), jobs or os.cpu_count() or 1)
+    found = run(models, machine, settings, chosen_sizes(dim), jobs or os.cpu_count() or 1)
     if json:
         print_json(found)
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphopt.errors import UsageError
+from graphopt.sizes import Sizes, parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +42,11 @@ Calibration = Annotated[
 ]
 Dims = Annotated[
     list[str] | None,
-    typer.Option("--dim", help="Fix a symbolic dimension, as in N=1; repeatable.", rich_help_panel=PIPELINE),
+    typer.Option(
+        "--dim",
+        help="Size of an open dimension, N=1; or what it may be: N=1:64, T=16:512:16, N=1,8,*.",
+        rich_help_panel=PIPELINE,
+    ),
 ]
 Values = Annotated[
     list[str] | None,
@@ -117,14 +122,23 @@ def chosen_passes(choices: Choices) -> list[Pass]:
     return passes if choices.bisect_limit is None else passes[: choices.bisect_limit]
 
 
-def chosen_dims(texts: list[str] | None) -> dict[str, int]:
-    """``["N=1"]`` as ``{"N": 1}``."""
-    dims: dict[str, int] = {}
+def chosen_sizes(texts: list[str] | None) -> dict[str, int]:
+    """``["N=1"]`` as ``{"N": 1}``, for what works on fixed sizes only."""
+    dims = chosen_dims(texts)
+    for name, sizes in dims.items():
+        if not isinstance(sizes, int):
+            raise UsageError(f"--dim {name}={sizes}: one size is needed here, as in {name}=1.")
+    return {name: size for name, size in dims.items() if isinstance(size, int)}
+
+
+def chosen_dims(texts: list[str] | None) -> dict[str, int | Sizes]:
+    """``["N=1", "T=1:64"]`` as ``{"N": 1, "T": Sizes(low=1, high=64)}``."""
+    dims: dict[str, int | Sizes] = {}
     for text in texts or ():
         name, _, size = text.rpartition("=")
-        if not name or not size.isdecimal():
-            raise UsageError(f"--dim takes NAME=SIZE, as in N=1, not {text!r}.")
-        dims[name] = int(size)
+        if not name or not size:
+            raise UsageError(f"--dim takes NAME=SIZES, as in N=1 or N=1:64, not {text!r}.")
+        dims[name] = parse(name, size)
     return dims
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import DataError
+from graphopt.graph import declared_dims
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -23,21 +24,26 @@ def random_feeds(model: ir.Model, seed: int = 0, dims: Mapping[str, int] | None 
     Args:
         model: whose inputs are fed.
         seed: of the generator.
-        dims: sizes of symbolic dimensions by name; others are `BATCH` in first place and `SPATIAL` elsewhere.
+        dims: sizes of symbolic dimensions by name; others are `BATCH` in first place and `SPATIAL` elsewhere, or what
+            the model declares them to be (`graphopt.graph.declare_dims`).
 
     Raises:
         DataError: an input is not a tensor.
     """
     rng = np.random.default_rng(seed)
-    sizes = dict(dims or {})
+    sizes, declared = dict(dims or {}), declared_dims(model)
     feeds: dict[str, Array] = {}
     for value in model.graph.inputs:
         if value.type is not None and not isinstance(value.type, ir.TensorType):
             raise DataError(f"there are no random values for input {value.name!r}: it is not a tensor.")
         shape: list[int] = []
         for axis, dim in enumerate(value.shape or ()):
-            default = BATCH if axis == 0 else SPATIAL
-            shape.append(dim if isinstance(dim, int) else sizes.setdefault(str(dim.value), default))
+            if isinstance(dim, int):
+                shape.append(dim)
+                continue
+            name, default = str(dim.value), sizes.get(str(dim.value), BATCH if axis == 0 else SPATIAL)
+            sizes[name] = declared[name].first(default) if name in declared else default
+            shape.append(sizes[name])
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
         if dtype == np.bool_:
             array = rng.random(shape) < 0.5

@@ -5,6 +5,7 @@ The names below are what passes and targets use; `views` (networkx) and `cost` a
 
 from graphopt.graph.bind import bind_values
 from graphopt.graph.check import check
+from graphopt.graph.dims import declare_dims, declared_dims
 from graphopt.graph.edit import add_constant, constant_array, fresh_name, remove_unused, used_once
 from graphopt.graph.load import from_proto, load, normalise, sketch
 from graphopt.graph.opset import raise_opset
@@ -18,6 +19,8 @@ __all__ = [
     "bind_values",
     "check",
     "constant_array",
+    "declare_dims",
+    "declared_dims",
     "derive",
     "fresh_name",
     "from_proto",

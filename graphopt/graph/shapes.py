@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -43,11 +43,8 @@ def bind_dims(model: ir.Model, dims: Mapping[str, int]) -> None:
     Raises:
         ModelError: a name that no input has, a size below one, or shapes that contradict it.
     """
-    known = {d.value for v in model.graph.inputs for d in v.shape or () if isinstance(d, ir.SymbolicDim)}
+    check_known(model, dims)
     for name, size in dims.items():
-        if name not in known:
-            have = ", ".join(sorted(str(k) for k in known)) or "none"
-            raise ModelError(f"no input has a dimension named {name!r}; the symbolic dimensions are: {have}.")
         if size < 1:
             raise ModelError(f"dimension {name!r} can't be {size}: sizes start at 1.")
     if not dims:
@@ -59,6 +56,20 @@ def bind_dims(model: ir.Model, dims: Mapping[str, int]) -> None:
             )
     forget_shapes(model)
     infer_shapes(model)
+
+
+def open_dims(model: ir.Model) -> set[str]:
+    """The names of the symbolic dimensions of the inputs."""
+    return {str(d.value) for v in model.graph.inputs for d in v.shape or () if isinstance(d, ir.SymbolicDim)}
+
+
+def check_known(model: ir.Model, names: Iterable[str]) -> None:
+    """See that each of `names` is a symbolic dimension of an input; ModelError names the first that is none."""
+    known = open_dims(model)
+    for name in names:
+        if name not in known:
+            have = ", ".join(sorted(known)) or "none"
+            raise ModelError(f"no input has a dimension named {name!r}; the symbolic dimensions are: {have}.")
 
 
 def forget_shapes(model: ir.Model) -> None:

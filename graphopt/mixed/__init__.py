@@ -1,5 +1,5 @@
 """Programs of several parts: what a target can't lower runs on onnxruntime, inside the same artifact."""
 
-from graphopt.mixed.build import build
+from graphopt.mixed.variants import build
 
 __all__ = ["build"]

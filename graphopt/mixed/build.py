@@ -25,14 +25,8 @@ ROUNDS = 24
 """Attempts to lower, each with more nodes left to onnxruntime, before all of them are."""
 
 
-def build(target: Target, model: ir.Model, context: Context, *, fallback: bool = True) -> Program:
-    """What `target` makes of `model`; with `fallback`, nodes that it refuses run on onnxruntime.
-
-    The report of a program of parts has ``onnxruntime``: how many of how many nodes run there, and why.
-
-    Raises:
-        LoweringError: naming what can't be lowered, where `fallback` is false or onnxruntime refuses it too.
-    """
+def build_one(target: Target, model: ir.Model, context: Context, fallback: bool) -> Program:
+    """What `target` makes of `model` as it is; see `graphopt.mixed.build`."""
     if not fallback:
         return _lower(target, model, context)
     with contextlib.suppress(LoweringError):
@@ -165,7 +159,7 @@ def _assembled(
         if isinstance(part, Program):
             whole.device, whole.entry = part.device, part.entry
             features.update(part.cpu_features)
-            kernels.update({f"{index}/{name}": row for name, row in _kernels(part.report).items()})
+            kernels.update({f"{index}/{name}": row for name, row in kernels_of(part.report).items()})
             reports.append({key: value for key, value in part.report.items() if key != "kernels"})
             whole.files.update({f"{index}/{name}": data for name, data in part.files.items()})
         else:
@@ -204,7 +198,8 @@ def _part(part: Program | ir.Model, index: int, section: Section, weights: dict[
     return Part("onnxruntime", data, list(section.inputs), list(section.outputs), outside)
 
 
-def _kernels(report: Mapping[str, Any]) -> Mapping[str, Any]:
+def kernels_of(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a target's report says of its kernels, by name."""
     found = report.get("kernels") or report.get("cpu", {}).get("kernels", {})
     return found if isinstance(found, Mapping) else {}
 

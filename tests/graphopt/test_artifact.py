@@ -309,11 +309,11 @@ def test_too_many_positional_arrays(net):
 
 def test_a_symbol_is_one_size_wherever_it_stands():
     a, b = (TensorSpec(name=n, dtype="int64", shape=["N", None]) for n in "ab")
-    checks.fit([a, b], {"a": np.zeros((2, 3), int), "b": np.zeros((2, 5), int)})
+    checks.fit([a, b], {"a": np.zeros((2, 3), int), "b": np.zeros((2, 5), int)}, {})
     with pytest.raises(DataError, match=r"dimension 0 is 3 where N is already 2 \(in 'a'\)"):
-        checks.fit([a, b], {"a": np.zeros((2, 3), int), "b": np.zeros((3, 3), int)})
+        checks.fit([a, b], {"a": np.zeros((2, 3), int), "b": np.zeros((3, 3), int)}, {})
     free = TensorSpec(name="a", dtype="bool", shape=None)
-    assert checks.fit([free], {"a": True})[0].shape == ()
+    assert checks.fit([free], {"a": True}, {})[0][0].shape == ()
 
 
 def test_bfloat16_goes_in_and_comes_out():

@@ -49,10 +49,10 @@ def test_random_graphs_are_valid_finite_and_varied():
 
 def test_the_same_example_is_the_same_model():
     from graphopt.graph import to_bytes
-    from graphopt.testing.random_graphs import _build
+    from graphopt.testing.random_graphs import build
 
     steps = [("conv", 1, 3), ("norm", 0, 1), ("branch", 1, 2), ("residual", 0, 1)]
-    one, two = (to_bytes(_build(steps, 3, "float32", 17, 1, True)) for _ in range(2))
+    one, two = (to_bytes(build(steps, 3, "float32", 17, 1, True)) for _ in range(2))
     assert one == two
 
 

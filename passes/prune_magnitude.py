@@ -90,6 +90,7 @@ class PruneMagnitude(Pass):
         report = Report()
         pattern = parse(self.pattern)
         assert pattern is not None
+        remove_unused(model)  # weights of what nobody reads count for nothing
         layers = find(model, pattern, self.include, self.exclude, report)
         feeds = self._feeds(context)
         refitted = bool(feeds) and self.recover is not False

@@ -65,7 +65,9 @@ def carve(model: ir.Model, candidate: Candidate, known: Mapping[str, Array]) -> 
         return None
     for value in cut:
         _replace(clone, value, known.get(str(value.name)))
-    clone.graph.remove([node for node in nodes if node not in kept], safe=True)
+    gone = [node for node in nodes if node not in kept]
+    _let_go(gone)
+    clone.graph.remove(gone, safe=True)
     remove_unused(clone)
     used = {v for node in clone.graph for v in reads(node)} | set(clone.graph.outputs)
     clone.graph.inputs[:] = [v for v in clone.graph.inputs if v in used]
@@ -100,6 +102,14 @@ def _replace(clone: ir.Model, value: ir.Value, array: Array | None) -> None:
     else:
         stand_in.const_value = ir.tensor(array, name=name)
         clone.graph.register_initializer(stand_in)
+
+
+def _let_go(nodes: Iterable[ir.Node]) -> None:
+    """Have nothing inside these nodes read anything: a subgraph reads on where its node is gone."""
+    graphs = (a.as_graph() for node in nodes for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH)
+    for inner in (inner for graph in graphs for inner in graph.all_nodes()):
+        for index in range(len(inner.inputs)):
+            inner.replace_input_with(index, None)
 
 
 def _fill(clone: ir.Model, name: str) -> None:

@@ -128,9 +128,7 @@ class _Worker:
         return {"seed": self.seed, "way": self.way, "result": what, "message": f"{what} at {self.way}"}
 
 
-def run(
-    seeds: Iterable[int], ways: list[str], found: Path, jobs: int, done: Callable[[int, list[Row]], None]
-) -> None:
+def run(seeds: Iterable[int], ways: list[str], found: Path, jobs: int, done: Callable[[int, list[Row]], None]) -> None:
     """Run the graphs of `seeds` in `jobs` processes; `done(seed, rows)` is called after each."""
     waiting: Iterator[int] = iter(seeds)
     at_work: list[_Worker] = []
@@ -174,8 +172,9 @@ def _whole(seed: int, way: str, folder: Path) -> Row:
 
     folder.mkdir(parents=True, exist_ok=True)
     place = save(random_graph(seed), folder / f"{seed}-{way}-whole.onnx")
-    command = f"graphopt reduce {place} -o {folder}/{seed}-{way}.onnx"
-    return {"file": str(place), "again": _again(place, way, seed), "reduce": f"{command} --check '{_again(Path('{model}'), way, seed)}'"}
+    check = _again(Path("{model}"), way, seed)
+    command = f"graphopt reduce {place} -o {folder}/{seed}-{way}.onnx --check '{check}'"
+    return {"file": str(place), "again": _again(place, way, seed), "reduce": command}
 
 
 def main() -> int:

@@ -107,9 +107,13 @@ def _pad(net: Net, v: Value, a: int, b: int) -> None:
 
 
 def _resize(net: Net, v: Value, a: int, b: int) -> None:
-    """Half-sized images double: Resize, DepthToSpace or a ConvTranspose; whole ones halve by SpaceToDepth."""
-    if v.size == SIZE and v.channels <= 4:
+    """Half-sized images double: Resize, DepthToSpace or a ConvTranspose; whole ones halve by SpaceToDepth or
+    a pool."""
+    if v.size == SIZE and v.channels <= 4 and a & 1:
         net.emit(f"SpaceToDepth<blocksize=2>({v.name})", v, v.channels * 4, SIZE // 2)
+    elif v.size == SIZE:
+        kind = ("MaxPool", "AveragePool")[b & 1]
+        net.emit(f"{kind}<kernel_shape=[2,2], strides=[2,2]>({v.name})", v, size=SIZE // 2)
     elif v.size == SIZE // 2 and a % 3 == 0 and v.channels % 4 == 0:
         mode = ("DCR", "CRD")[b & 1]
         net.emit(f'DepthToSpace<blocksize=2, mode="{mode}">({v.name})', v, v.channels // 4, SIZE)
@@ -181,7 +185,18 @@ def _shape_arithmetic(net: Net, v: Value, a: int, b: int) -> None:
 
 
 def _more_activations(net: Net, v: Value, a: int, b: int) -> None:
-    kinds = ["Clip", "PRelu", "Erf", "Selu", "ThresholdedRelu<alpha=0.0>", "Celu", "swish", "hard swish", "gelu", "Mish"]
+    kinds = [
+        "Clip",
+        "PRelu",
+        "Erf",
+        "Selu",
+        "ThresholdedRelu<alpha=0.0>",
+        "Celu",
+        "swish",
+        "hard swish",
+        "gelu",
+        "Mish",
+    ]
     kind = kinds[a % len(kinds)]
     match kind:
         case "Clip":
@@ -254,6 +269,13 @@ def _gemm_of_pool(net: Net, v: Value, a: int, b: int) -> None:
     net.emit(f"{('Add', 'Mul')[b & 1]}({v.name}, {net.line(f'Unsqueeze({mixed}, {axes})')})", v)
 
 
+def _vector(net: Net, v: Value, a: int, b: int) -> None:
+    """From an image to a vector; what follows are dense layers."""
+    if v.size:
+        pooled = net.line(f"{('GlobalAveragePool', 'GlobalMaxPool')[a & 1]}({v.name})")
+        net.emit(f"Flatten({pooled})", v, size=0)
+
+
 BLOCKS: dict[str, Step] = {
     "attention": _attention,
     "gate": _gate,
@@ -269,4 +291,5 @@ BLOCKS: dict[str, Step] = {
     "loop": _loop,
     "recurrent": _recurrent,
     "gemm_of_pool": _gemm_of_pool,
+    "vector": _vector,
 }

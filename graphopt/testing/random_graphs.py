@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hypothesis import strategies as st
 
 OPSETS = (13, 17, 21)
+OFTEN = ["norm"] * 6 + ["conv"] * 6 + ["residual"] * 2 + ["resize"] * 2
 
 
 def graphs(
@@ -54,7 +55,7 @@ def random_graph(seed: int) -> ir.Model:
     ``W``, to be fed with even numbers. The same seed always gives the same model.
     """
     rng = np.random.default_rng(seed)
-    names = [*STEPS, *BLOCKS, *["norm"] * 6, *["conv"] * 6, "conv_transpose", "concat", "residual", "residual"]
+    names = [*STEPS, *BLOCKS, *OFTEN]
     count = int(rng.choice([4, 12, 24, 40], p=[0.2, 0.4, 0.3, 0.1]))
     steps = [
         (names[int(rng.integers(len(names)))], int(rng.integers(12)), int(rng.integers(12)))

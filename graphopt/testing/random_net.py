@@ -22,6 +22,8 @@ TYPES = {"float32": ("float", 1), "float16": ("float16", 10)}
 
 @dataclasses.dataclass(frozen=True)
 class Value:
+    """What a step reads or writes: [N, channels, size, size], or [N, channels]."""
+
     name: str
     channels: int
     size: int
@@ -43,15 +45,18 @@ class Net:
         self.taken = 0
 
     def name(self, kind: str) -> str:
+        """A name that nothing has yet."""
         self.taken += 1
         return f"{kind}{self.taken}"
 
     def constant(self, array: Array) -> str:
+        """The name of an initializer."""
         name = self.name("w")
         self.weights[name] = array
         return name
 
     def weight(self, *shape: int, low: float = -1.0, high: float = 1.0) -> str:
+        """The name of an initializer of evenly drawn numbers."""
         return self.constant(self.rng.uniform(low, high, shape).astype(self.dtype))
 
     def kernel(self, share: bool, *shape: int) -> str:
@@ -62,11 +67,13 @@ class Net:
         return self.shared[shape]
 
     def line(self, expression: str) -> str:
+        """The name of the value of an expression, a value that no later step reads."""
         name = self.name("t")
         self.lines.append(f"{name} = {expression}")
         return name
 
     def emit(self, expression: str, like: Value, channels: int | None = None, size: int | None = None) -> None:
+        """A value that later steps may read; of the sizes of `like` where none are given."""
         value = Value(
             self.line(expression),
             like.channels if channels is None else channels,

@@ -96,7 +96,9 @@ def _reshape(net: Net, v: Value, a: int, b: int) -> None:
     """Into [N, C, H·W] and back: by constants, or by the shape that Shape gives."""
     if v.size:
         flat = net.line(f"Reshape({v.name}, {net.constant(np.array([0, v.channels, -1]))})")
-        shape = net.line(f"Shape({v.name})") if a & 1 or net.open_image else net.constant(np.array([0, 0, v.size, v.size]))
+        shape = (
+            net.line(f"Shape({v.name})") if a & 1 or net.open_image else net.constant(np.array([0, 0, v.size, v.size]))
+        )
         net.emit(f"Reshape({flat}, {shape})", v)
 
 

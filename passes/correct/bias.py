@@ -41,6 +41,8 @@ def shift_bias(graph: ir.Graph, node: ir.Node, shift: Array) -> tuple[Array, boo
         after = q.astype(np.float32) * scale
     if len(node.inputs) < 3:
         node.resize_inputs(3)
+    if scale is None:
+        after = after.astype(_dtype(node.outputs[0], after))
     node.replace_input_with(2, add_constant(graph, f"{node.name}_bias", after))
     if scale is None:
         node.inputs[2].meta[KEY] = known  # pyright: ignore[reportOptionalMemberAccess]
@@ -48,6 +50,10 @@ def shift_bias(graph: ir.Graph, node: ir.Node, shift: Array) -> tuple[Array, boo
         quantize_bias_of(graph, node, after, scale)
         node.inputs[2].producer().meta[KEY] = known  # pyright: ignore[reportOptionalMemberAccess]
     return after - before, True
+
+
+def _dtype(value: ir.Value, like: Array) -> np.dtype[Any]:
+    return like.dtype if value.dtype is None else value.dtype.numpy()
 
 
 def _bias(node: ir.Node, like: Array) -> tuple[Array | None, Original]:
@@ -94,7 +100,7 @@ def _shift_add(graph: ir.Graph, node: ir.Node, shift: Array) -> tuple[Array, boo
     array = constant_array(bias)
     if bias is None or array is None or array.shape != shift.shape:
         return "a MatMul has no bias, and the Add behind it is not one number per channel"
-    after = (array.astype(np.float64) + shift).astype(np.float32)
+    after = (array.astype(np.float64) + shift).astype(array.dtype)
     add.replace_input_with(index, add_constant(graph, f"{bias.name}_corrected", after))
     add.inputs[index].meta[KEY] = bias.meta.get(KEY, held(array))  # pyright: ignore[reportOptionalMemberAccess]
     return after - array, False

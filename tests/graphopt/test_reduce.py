@@ -207,3 +207,18 @@ def test_a_command_as_check(tmp_path: Path, graphopt):
     again = graphopt("reduce", path, "--check", check, "-o", out, "--state", state, "--time-limit", 0.1)
     assert again.code == 0, again.err
     assert op_types(load(out)) == ["LeakyRelu"]
+
+
+def test_a_branch_that_goes_lets_go_of_what_it_read():
+    """Found by fuzzing: the If of a part that is cut off still read the value before it."""
+    model = from_text(
+        '''<ir_version: 8, opset_import: ["": 17]> g (float[N,4] x, bool flag) => (float[N,4] y) {
+        a = Relu(x)
+        i = If(flag) <then_branch = t () => (float[N,4] b) { b = Neg(a) },
+                     else_branch = e () => (float[N,4] c) { c = Abs(a) }>
+        s = Sigmoid(i)
+        y = Tanh(s)
+        }'''
+    )  # fmt: skip
+    small = carve(model, Candidate((2,), ("s",)), {})
+    assert op_types(small) == ["Sigmoid"]

@@ -10,10 +10,11 @@ from graphopt import models, oracle
 from graphopt.api import run_pipeline
 from graphopt.errors import DataError, PassError
 from graphopt.graph import constant_array, load, save
+from graphopt.passes.correct.bias import shift_bias
 from graphopt.passes.correct.twin import float_twin
 from graphopt.passes.correct.walk import Walk, sample
 from graphopt.passes.correct_bias import CorrectBias
-from graphopt.testing import from_text
+from graphopt.testing import assert_equivalent, from_text
 
 RNG = np.random.default_rng(0)
 HEAD = '<ir_version: 8, opset_import: ["": 17]> '
@@ -141,3 +142,17 @@ def test_needs_data_and_leaves_float_models_alone():
     result = run_pipeline(model, [CorrectBias()], calibration=models.get("digits").calibration)
     assert not result.steps[0].changed
     assert isinstance(result.model, ir.Model)
+
+
+def test_a_half_precision_bias_stays_one():
+    """Found by fuzzing: prune-magnitude refits biases, and gave a float16 Conv a float32 one."""
+    w = np.random.default_rng(0).standard_normal((2, 2, 3, 3)).astype(np.float16)
+    model = from_text(
+        """<ir_version: 9, opset_import: ["": 17]> g (float16[N,2,4,4] x, float16[2,2,3,3] w) => (float16[N,2,4,4] y)
+        { y = Conv<pads=[1,1,1,1]>(x, w) }""",
+        w=w,
+    )
+    (node,) = model.graph
+    shift_bias(model.graph, node, np.array([0.5, -1.0]))
+    assert node.inputs[2].dtype == ir.DataType.FLOAT16
+    assert_equivalent(model, model)  # onnxruntime runs it

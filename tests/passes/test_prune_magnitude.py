@@ -281,3 +281,15 @@ def test_half_precision_keeps_its_type():
 def test_bad_options(text, message):
     with pytest.raises(UsageError, match=message):
         parse_pipeline(text)
+
+
+def test_weights_that_nobody_reads_count_for_nothing():
+    """Found by fuzzing: the pass met weights of dead nodes, and lost them before it had counted them."""
+    weights = {"w": np.ones((4, 4), np.float32), "v": np.ones((4, 4), np.float32)}
+    model = from_text(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,4] x, float[4,4] w, float[4,4] v) => (float[N,4] y) { y = MatMul(x, w) d = MatMul(x, v) }""",
+        **weights,
+    )
+    _, report = apply(PruneMagnitude(sparsity=0.5), model)
+    assert (report.facts["zeros"], report.facts["weights"]) == (8, 16)

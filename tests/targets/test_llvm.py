@@ -296,6 +296,22 @@ def test_branches(tmp_path):
         check(model, tmp_path, feeds={"x": np.array([1, -2, 3, -4], np.float32), "flag": np.array(flag)})
 
 
+def test_batch_norm_as_the_result_of_a_branch(tmp_path):
+    """Found by fuzzing: the branch gave a tuple, and the model's output was no array."""
+    ones = np.ones(2, np.float32)
+    model = from_text(
+        f"""{HEADER}
+        g (float[N,2] x, bool flag, float[2] a) => (float[N,2] y, float[N,2] z) {{
+            y = If(flag) <then_branch = t () => (float[N,2] b) {{ b = BatchNormalization(x, a, a, a, a) }},
+                          else_branch = e () => (float[N,2] c) {{ c = Neg(x) }}>
+            z = Relu(x)
+        }}""",
+        a=ones,
+    )
+    for flag in (True, False):
+        check(model, tmp_path, feeds={"x": np.array([[1, -2]], np.float32), "flag": np.array(flag)})
+
+
 def test_one_compilation_runs_every_batch_size(tmp_path):
     model = from_text(
         f"""{HEADER}

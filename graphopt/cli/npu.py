@@ -55,7 +55,10 @@ def report(
     machine: OwnMachine = None,
     dim: Dims = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Also write a timeline for Perfetto or chrome://tracing here (JSON).")
+        Path | None,
+        typer.Option(
+            help="Also write a timeline for Perfetto or chrome://tracing here (JSON); an artifact is run for it."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -70,7 +73,7 @@ def report(
     streams = of_file(file, machine, chosen_sizes(dim))
     found = of_streams(streams)
     if trace is not None:
-        _write_trace(streams, trace)
+        _write_trace(streams, file, found, trace)
     if json:
         print_json(found)
         return
@@ -84,6 +87,10 @@ def report(
     most = max((used for _, used in found["occupancy"]), default=0)
     typer.echo(f"scratchpad: at most {size(most)} of {size(streams.machine.scratchpad_bytes)} in use")
     if trace is not None:
+        if "cpu" in found:
+            typer.echo(
+                f"CPU: {len(found['cpu']['kernels'])} kernels, {found['cpu']['ms']:.3g} ms measured on this machine"
+            )
         typer.echo(f"wrote {trace}: open it in https://ui.perfetto.dev")
     _print_left(found["left"])
 
@@ -176,11 +183,17 @@ def _print_left(nodes: Sequence[Mapping[str, Any]]) -> None:
         typer.echo(f"not on the NPU: {node['name']}{op}: {node['reason']}")
 
 
-def _write_trace(streams: Any, path: Path) -> None:
+def _write_trace(streams: Any, file: Path, found: dict[str, Any], path: Path) -> None:
+    """The timeline; of an artifact with its CPU kernels, which `found` then tells of too."""
     import json
 
     from graphopt.atomic import atomic_write
+    from graphopt.npu.beside import calls
     from graphopt.npu.timeline import trace
 
+    run = calls(file, streams.streams) if file.suffix == ".gopt" else None
+    if run is not None:
+        ran = [{"name": call.name, "ms": call.ms, "nodes": call.nodes} for call in run if call.stream is None]
+        found["cpu"] = {"ms": sum(call.ms for call in run if call.stream is None), "kernels": ran}
     with atomic_write(path) as scratch:
-        scratch.write_text(json.dumps(trace(streams.streams, streams.machine)), encoding="utf-8")
+        scratch.write_text(json.dumps(trace(streams.streams, streams.machine, run)), encoding="utf-8")

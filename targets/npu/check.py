@@ -22,6 +22,7 @@ from graphopt.targets.npu.isa import (
     Pool,
     Requant,
     Store,
+    Unpack,
     Word,
     queue_of,
     tokens,
@@ -177,6 +178,8 @@ def _mark(i: Word, written: dict[int, Array]) -> None:
         np.ndarray((i.planes, i.rows, i.size), np.bool_, written[DRAM_ACTIVATIONS], i.dram, strides)[...] = True
     elif isinstance(i, Fill | Load):
         np.ndarray((i.planes, i.rows, i.size), np.bool_, pad, i.pad, (i.plane_stride, i.row_stride, 1))[...] = True
+    elif isinstance(i, Unpack):
+        pad[i.pad : i.pad + i.size] = True
     elif isinstance(i, Exec):
         written[ACCUMULATORS][i.acc : i.acc + 4 * i.groups * i.oc * i.oh * i.ow] = True
     elif isinstance(i, Requant):

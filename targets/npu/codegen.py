@@ -61,7 +61,7 @@ def compile_program(program: Program, machine: Machine) -> tuple[Stream, Array]:
         ValueError: an operator does not fit the machine, or it can't express a requantisation multiplier.
     """
     placement = place(program, machine)
-    emitter, mode = Emitter(program, placement), machine.requantise
+    emitter, mode = Emitter(program, placement, packs=machine.decoder is not None), machine.requantise
     sources: list[Source] = []
     for at, (op, tile) in enumerate(zip(program.ops, placement.tiles, strict=True)):
         emitter.begin(at)
@@ -152,7 +152,9 @@ class _Contraction:
     def _weights(self, group: Span, oc: Span, cin: Span) -> int:
         part = self._rows[group[0] : sum(group), oc[0] : sum(oc), cin[0] : sum(cin)].reshape(-1)
         key = (self._at, "weights", group, oc, cin)
-        return self._emitter.constant("weights", key, pack_nibbles(part) if self._g.weight_bits == 4 else part)
+        if self._g.weight_bits == 4:
+            return self._emitter.constant("weights", key, pack_nibbles(part))
+        return self._emitter.weights(key, part, self._layer.weight_zero & 255)
 
     def _finish(self, acc: int, group: Span, oc: Span, n: int, y: Span, x: Span) -> None:
         """Requantise the accumulators and store the result."""

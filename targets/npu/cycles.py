@@ -86,5 +86,12 @@ def transfer_cycles(memory: Memory, block: Load | Store) -> int:
     return ceil(runs * _up(run, memory.burst_bytes) * memory.burst_bytes / memory.bytes_per_cycle)
 
 
+def unpack_cycles(machine: Machine, packed: int, size: int) -> int:
+    """Cycles the port of the constants is busy with `size` weights in `packed` bytes: it waits for the decoder."""
+    memory = machine.memory("constants")
+    transfer = ceil(_up(packed, memory.burst_bytes) * memory.burst_bytes / memory.bytes_per_cycle)
+    return max(transfer, _up(size, machine.decoder.weights_per_cycle) if machine.decoder else 0)
+
+
 def _up(a: int, b: int) -> int:
     return -(-a // b)

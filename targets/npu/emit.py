@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.targets.npu.isa import ACTIVATIONS, CONSTANTS, Fill, Load, Store, Word
+from graphopt.targets.npu.isa import ACTIVATIONS, CONSTANTS, Fill, Load, Store, Unpack, Word
 from graphopt.targets.npu.place import Border, Placement
 from graphopt.targets.npu.program import Program, Tensor, View
 from graphopt.targets.npu.tiling import align
+from graphopt.targets.npu.weights import encode
 
 Array = np.ndarray[Any, Any]
 Span = tuple[int, int]  # start, size
@@ -44,12 +45,13 @@ class Slots:
 class Emitter:
     """The words so far, the constants they load, and the slots of the operator at work."""
 
-    def __init__(self, program: Program, placement: Placement) -> None:
+    def __init__(self, program: Program, placement: Placement, *, packs: bool = False) -> None:
+        self.packs = packs  # whether the machine decodes weights
         self.words: list[Word] = []
         self.constants = bytearray()
         self._placement, self._outputs = placement, frozenset(program.outputs)
         self._ready: set[Tensor] = set()  # resident tensors whose border is filled
-        self._offsets: dict[object, int] = {}
+        self._offsets: dict[object, tuple[int, int]] = {}  # and bytes
         self._slots: dict[str, Slots] = {}
 
     def begin(self, at: int) -> None:
@@ -64,12 +66,30 @@ class Emitter:
         """`data` in the buffer `name`, loaded from the constants if it does not lie there; its address."""
         address, present = self.slot(name, key)
         if not present:
-            raw = np.ascontiguousarray(data).view(np.uint8).tobytes()
             if key not in self._offsets:
-                self._offsets[key] = len(self.constants)
-                self.constants += raw.ljust(align(len(raw)), b"\0")
-            self.words.append(Load(CONSTANTS, self._offsets[key], address, 1, 1, len(raw), len(raw), len(raw), 0, 0))
+                self._offsets[key] = self._append(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+            at, size = self._offsets[key]
+            self.words.append(Load(CONSTANTS, at, address, 1, 1, size, size, size, 0, 0))
         return address
+
+    def weights(self, key: object, data: Array, zero: int) -> int:
+        """As `constant` for 8-bit weights, coded around `zero` where the machine decodes them and that is shorter."""
+        address, present = self.slot("weights", key)
+        if not present:
+            raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+            if key not in self._offsets:
+                code = encode(raw, zero) if self.packs else None
+                self._offsets[key] = self._append(raw if code is None else code)
+            at, size = self._offsets[key]
+            plain = Load(CONSTANTS, at, address, 1, 1, size, size, size, 0, 0)
+            self.words.append(plain if size == raw.size else Unpack(at, address, size, raw.size))
+        return address
+
+    def _append(self, raw: Array) -> tuple[int, int]:
+        """Where `raw` lies among the constants now, and its bytes."""
+        at = len(self.constants)
+        self.constants += raw.tobytes().ljust(align(raw.size), b"\0")
+        return at, raw.size
 
     def read(self, name: str, view: View, n: int, c: Span, y: Span, x: Span, fill: int = 0) -> Located:
         """A block of channels, rows and columns; rows and columns may lie beyond the tensor, and are `fill` there."""

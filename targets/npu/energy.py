@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from graphopt.targets.npu.cycles import macs, systolic_ways
-from graphopt.targets.npu.isa import CONSTANTS, RAW_OUTPUT, VECTOR, Exec, Fill, Load, Requant, Word, queue_of
+from graphopt.targets.npu.isa import CONSTANTS, RAW_OUTPUT, VECTOR, Exec, Fill, Load, Requant, Unpack, Word, queue_of
 from graphopt.targets.npu.machine import DotProduct, Energy, Machine, Systolic
 from graphopt.targets.npu.timing import moved
 
@@ -44,6 +44,9 @@ def count(instructions: Iterable[Word], machine: Machine) -> Events:
             if not isinstance(i, Fill):
                 space = "constants" if i.space == CONSTANTS else "activations"
                 events.memory[machine.memory(space).name] += size
+        elif isinstance(i, Unpack):
+            events.scratchpad += i.size
+            events.memory[machine.memory("constants").name] += i.packed
         elif isinstance(i, Exec):
             events.macs += macs(i)
             scratchpad, accumulator = array_bytes(machine.array, *product(i))

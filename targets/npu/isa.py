@@ -12,6 +12,7 @@ bytes of the operand. Planes are channels of an image; a matrix is one plane.
 
 * ``fill``    writes `value` to a strided 3-D block of the scratchpad: padding is the input's zero point.
 * ``load``    copies a strided 3-D block from a DRAM space to the scratchpad; its rows are contiguous bytes.
+* ``unpack``  decodes `size` bytes of weights from `packed` bytes of `CONSTANTS`: see `graphopt.targets.npu.weights`.
 * ``store``   copies a strided 3-D block from the scratchpad to `ACTIVATIONS`.
 * ``exec``    multiplies and accumulates (the array)::
 
@@ -102,6 +103,18 @@ class Store(Load):
     """Copy planes x rows x size bytes from the scratchpad at `pad` to DRAM `space` at `dram`."""
 
     MNEMONIC: ClassVar[str] = "store"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpack(Word):
+    """Decode `size` weights from the `packed` bytes of `CONSTANTS` at `dram` to the scratchpad at `pad`."""
+
+    MNEMONIC: ClassVar[str] = "unpack"
+    FORMAT: ClassVar[str] = "4I"
+    dram: int
+    pad: int
+    packed: int
+    size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +259,9 @@ class End(Word):
 
 
 Instruction = Word
-KINDS: dict[int, type[Word]] = dict(enumerate((End, Fill, Load, Exec, Requant, Store, Add, Mul, Lookup, Pool, Fence)))
+KINDS: dict[int, type[Word]] = dict(
+    enumerate((End, Fill, Load, Exec, Requant, Store, Add, Mul, Lookup, Pool, Fence, Unpack))
+)
 OPCODES = {kind: opcode for opcode, kind in KINDS.items()}
 FIELDS: dict[type[Word], tuple[str, ...]] = {
     kind: tuple(f.name for f in dataclasses.fields(kind) if f.name not in ("flags", "wait", "signal"))
@@ -254,7 +269,8 @@ FIELDS: dict[type[Word], tuple[str, ...]] = {
 }
 BODIES = {kind: struct.Struct("<" + kind.FORMAT) for kind in OPCODES}
 QUEUE_OF: dict[type[Word], int] = {
-    Fill: LOAD, Exec: EXECUTE, Store: STORE, Requant: VECTOR, Add: VECTOR, Mul: VECTOR, Lookup: VECTOR, Pool: VECTOR
+    Fill: LOAD, Unpack: LOAD_CONSTANTS, Exec: EXECUTE, Store: STORE,
+    Requant: VECTOR, Add: VECTOR, Mul: VECTOR, Lookup: VECTOR, Pool: VECTOR,
 }  # fmt: skip
 
 

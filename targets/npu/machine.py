@@ -79,6 +79,12 @@ class Dma(_Part):
     fill_bytes_per_cycle: Positive
 
 
+class Decoder(_Part):
+    """Decodes weights between memory and scratchpad; the code is that of `graphopt.targets.npu.weights`."""
+
+    weights_per_cycle: Positive
+
+
 class Event(_Part):
     """What one event costs, and where the figure is from."""
 
@@ -108,7 +114,8 @@ class Memory(_Part):
 
 
 class Machine(_Part):
-    """A simulated NPU. `clock_mhz` turns cycles into time; sizes are in bytes."""
+    """A simulated NPU. `clock_mhz` turns cycles into time; sizes are in bytes. With a `decoder`, weights lie in memory
+    compressed."""
 
     name: Annotated[str, pydantic.Field(min_length=1)]
     summary: str = ""
@@ -119,6 +126,7 @@ class Machine(_Part):
     array: Annotated[DotProduct | Systolic, pydantic.Field(discriminator="kind")]
     vector: Vector
     dma: Dma
+    decoder: Decoder | None = None
     memories: tuple[Memory, ...]
     energy: Energy
 

@@ -13,7 +13,18 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from graphopt.targets.npu.energy import Events, count
-from graphopt.targets.npu.isa import CONSTANTS, EXECUTE, LOAD, LOAD_CONSTANTS, QUEUES, STORE, VECTOR, Load, queue_of
+from graphopt.targets.npu.isa import (
+    CONSTANTS,
+    EXECUTE,
+    LOAD,
+    LOAD_CONSTANTS,
+    QUEUES,
+    STORE,
+    VECTOR,
+    Load,
+    Unpack,
+    queue_of,
+)
 from graphopt.targets.npu.machine import Machine
 from graphopt.targets.npu.stream import Stream
 from graphopt.targets.npu.timing import Schedule, schedule
@@ -69,7 +80,9 @@ def _account(stream: Stream, machine: Machine, plan: Schedule, number: int, firs
         if queue is None:
             continue
         busy[QUEUES[queue]] += plan.end[at] - plan.start[at]
-        if isinstance(word, Load):
+        if isinstance(word, Unpack):
+            read["constants"] += word.packed
+        elif isinstance(word, Load):
             size = word.planes * word.rows * word.size
             if queue == STORE:
                 written += size

@@ -16,6 +16,7 @@ from graphopt.targets.npu.profile import CLASSES, Account, profile
 from graphopt.targets.npu.program import Contract, Op, Program, Tensor, View, Window, inputs_of
 from graphopt.targets.npu.rewrite import Offloaded
 from graphopt.targets.npu.stream import Stream
+from graphopt.targets.npu.weights import least_bytes
 
 Node = dict[str, Any]
 
@@ -52,7 +53,7 @@ def totals(machine: Machine | BareArray, nodes: Sequence[Node]) -> dict[str, Any
 def nodes_of_program(item: Offloaded, machine: Machine) -> list[Node]:
     """The nodes of one stream, with the DRAM bytes that each can't do without."""
     ops = {op.name: op.layer.op if isinstance(op, Contract) else op.op for op in item.program.ops}
-    least = compulsory(item.program)
+    least = compulsory(item.program, coded=machine.decoder is not None)
     return [{**node, "compulsory_bytes": least[node["name"]]} for node in nodes_of(item.stream, machine, ops)]
 
 
@@ -93,15 +94,15 @@ def _node(machine: Machine, name: str, op: str, accounts: Sequence[Account]) -> 
     }
 
 
-def compulsory(program: Program) -> dict[str, int]:
+def compulsory(program: Program, *, coded: bool = False) -> dict[str, int]:
     """DRAM bytes that each node can't do without: its constants, and inputs and outputs of the whole program.
 
-    An input that several nodes read counts for the first of them.
+    An input that several nodes read counts for the first of them. `coded`: weights may be compressed.
     """
     fresh: set[Tensor] = set(program.inputs)
     least: dict[str, int] = {}
     for op in program.ops:
-        needed = _constants(op)
+        needed = _constants(op, coded=coded)
         for view in inputs_of(op):
             if view.tensor in fresh:
                 fresh.discard(view.tensor)
@@ -124,8 +125,11 @@ def _touched(op: Op, view: View) -> int:
     return math.prod(view.shape)
 
 
-def _constants(op: Op) -> int:
+def _constants(op: Op, *, coded: bool) -> int:
     if not isinstance(op, Contract):
         return 0
     geometry = op.layer.geometry
-    return geometry.weight_bytes + PARAMETER_BYTES * geometry.groups * geometry.oc
+    weights = geometry.weight_bytes
+    if coded and geometry.weight_bits == 8:
+        weights = least_bytes(op.layer.weights, op.layer.weight_zero)
+    return weights + PARAMETER_BYTES * geometry.groups * geometry.oc

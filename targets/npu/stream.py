@@ -18,7 +18,7 @@ from graphopt.errors import ArtifactError
 from graphopt.targets.npu.isa import WORD, End, Instruction, decode, encode
 
 MAGIC = b"GNPU"
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct("<4sHII32s")
 
 

@@ -25,6 +25,7 @@ from graphopt.targets.npu.isa import (
     Pool,
     Requant,
     Store,
+    Unpack,
     Word,
     queue_of,
     tokens,
@@ -101,6 +102,8 @@ def add_up(words: Iterable[Word], machine: Machine) -> Timing:
             busy[port] = busy.get(port, 0) + work.cycles
         if isinstance(word, Store):
             written += word.planes * word.rows * word.size
+        elif isinstance(word, Unpack):
+            read["constants"] += word.packed
         elif isinstance(word, Load):
             space = "constants" if word.space == CONSTANTS else "activations"
             read[space] += word.planes * word.rows * word.size
@@ -223,6 +226,9 @@ def _work(word: Word, machine: Machine) -> _Work:
     if isinstance(word, Load):
         memory = machine.memory("constants" if word.space == CONSTANTS else "activations")
         return _Work(f"load {memory.name}", memory, cycles.transfer_cycles(memory, word))
+    if isinstance(word, Unpack):
+        memory = machine.memory("constants")
+        return _Work(f"load {memory.name}", memory, cycles.unpack_cycles(machine, word.packed, word.size))
     if isinstance(word, Fill):
         size = word.planes * word.rows * word.size
         return _Work(f"load {machine.memory('activations').name}", None, cycles.fill_cycles(machine, size))

@@ -20,6 +20,7 @@ from graphopt.targets.npu.isa import (
     Pool,
     Requant,
     Store,
+    Unpack,
     Word,
 )
 
@@ -45,6 +46,11 @@ def touches(i: Word) -> list[Touch]:
         to_pad = not isinstance(i, Store)
         end = i.dram + extent(i.size, (i.planes, i.dram_plane_stride), (i.rows, i.dram_row_stride))
         return [Touch(DRAM.get(i.space, DRAM_CONSTANTS), i.dram, end, not to_pad), _pad(i, write=to_pad)]
+    if isinstance(i, Unpack):
+        return [
+            Touch(DRAM_CONSTANTS, i.dram, i.dram + i.packed, False),
+            Touch(SCRATCHPAD, i.pad, i.pad + i.size, True),
+        ]
     if isinstance(i, Exec):
         return _exec(i)
     if isinstance(i, Requant):

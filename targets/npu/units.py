@@ -15,6 +15,7 @@ from graphopt.targets.npu import numerics
 from graphopt.targets.npu.isa import (
     ACCUMULATE,
     BROADCAST_B,
+    CONSTANTS,
     MAXIMUM,
     PACKED,
     RAW_OUTPUT,
@@ -31,10 +32,12 @@ from graphopt.targets.npu.isa import (
     Pool,
     Requant,
     Store,
+    Unpack,
     Word,
 )
 from graphopt.targets.npu.machine import Machine
 from graphopt.targets.npu.touches import touches, weight_bytes
+from graphopt.targets.npu.weights import decode
 
 Array = np.ndarray[Any, Any]
 EXACT = 1 << 24  # every integer up to here is a float32
@@ -80,6 +83,11 @@ class Core:
 
 def _load(core: Core, i: Load) -> tuple[Array, Array]:
     return _pad(core, i), _dram(core, i).copy()
+
+
+def _unpack(core: Core, i: Unpack) -> tuple[Array, Array]:
+    code = np.ndarray((i.packed,), np.uint8, core.spaces[CONSTANTS], i.dram)
+    return np.ndarray((i.size,), np.uint8, core.pad, i.pad), decode(code, i.size)
 
 
 def _store(core: Core, i: Store) -> tuple[Array, Array]:
@@ -242,7 +250,7 @@ def _lookup(core: Core, i: Lookup) -> tuple[Array, Array]:
 
 
 _START: dict[type[Word], Callable[[Core, Any], tuple[Array, Array]]] = {
-    Load: _load, Store: _store, Fill: _fill, Exec: _exec, Requant: _requant,
+    Load: _load, Unpack: _unpack, Store: _store, Fill: _fill, Exec: _exec, Requant: _requant,
     Add: _add, Mul: _add, Pool: _pool, Lookup: _lookup,
 }  # fmt: skip
 

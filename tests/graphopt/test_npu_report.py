@@ -125,6 +125,51 @@ def test_an_artifact_reports_what_was_compiled(net: Path, tmp_path: Path, grapho
     assert "its own machine" in done.err
 
 
+MIXED = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[1,8,20,20] x, float[8,8,3,3] w1, float[8,8,3,3] w2) => (float[1,8,20,20] y)
+{
+   c = Conv <kernel_shape = [3,3], pads = [1,1,1,1]> (x, w1)
+   d = Conv <kernel_shape = [3,3], pads = [1,1,1,1]> (c, w2)
+   s = Softmax <axis = 1> (d)
+   y = Conv <kernel_shape = [3,3], pads = [1,1,1,1]> (s, w2)
+}
+"""
+
+
+def test_the_timeline_of_an_artifact_has_the_cpu_between_the_streams(tmp_path: Path, graphopt) -> None:
+    """Softmax stays on the CPU between two regions: measured kernels and simulated words, one after the other."""
+    rng = np.random.default_rng(0)
+    save(
+        from_text(MIXED, **{name: rng.normal(0, 0.2, (8, 8, 3, 3)).astype(np.float32) for name in ("w1", "w2")}),
+        tmp_path / "m.onnx",
+    )
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(4, 8, 20, 20)).astype(np.float32))
+    done = graphopt(
+        *("compile", tmp_path / "m.onnx", "-p", "insert-qdq{target=npu}", "--calibration", tmp_path / "data.npz"),
+        *("--target", "npu{cpu_gmacs=0.01}", "-o", tmp_path / "m.gopt"),
+    )
+    assert done.code == 0, done.err
+    done = graphopt("npu", "report", tmp_path / "m.gopt", "--trace", tmp_path / "t.json", "--json")
+    assert done.code == 0, done.err
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    on_npu = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X" and e["pid"] == 0)
+    on_cpu = sorted(
+        (e["ts"], e["ts"] + e["dur"], e["args"]["nodes"]) for e in events if e["ph"] == "X" and e["pid"] == 1
+    )
+    ms = done.json["cpu"]["ms"]
+    assert sum(end - start for start, end, _ in on_cpu) == pytest.approx(1e3 * ms)
+    assert max(end for _, end, *_ in (*on_cpu, *on_npu)) == pytest.approx(1e3 * (ms + done.json["ms"]))
+    softmax = [start for start, _, nodes in on_cpu if nodes == ["node_2"]]
+    assert softmax
+    assert on_npu[0][1] < min(softmax)
+    assert max(softmax) < on_npu[-1][0]
+    for start, end, _ in on_cpu:
+        assert not any(a < end - 1e-6 and start < b - 1e-6 for a, b in on_npu)
+    told = graphopt("npu", "report", tmp_path / "m.gopt", "--trace", tmp_path / "t.json").out
+    assert "measured on this machine" in told
+
+
 def test_an_artifact_without_a_program_is_refused(net: Path, tmp_path: Path, graphopt) -> None:
     assert graphopt("compile", net, "-O1", "-o", tmp_path / "cpu.gopt").code == 0
     with pytest.raises(ArtifactError, match="holds no NPU program"):

@@ -13,7 +13,7 @@ from graphopt.errors import LoweringError
 from graphopt.targets.integer import reference
 from graphopt.targets.npu.check import check
 from graphopt.targets.npu.codegen import compile_program, pack_nibbles
-from graphopt.targets.npu.isa import ACTIVATIONS, Exec, Load, Requant, Store
+from graphopt.targets.npu.isa import LOAD_CONSTANTS, Exec, Requant, Store, queue_of
 from graphopt.targets.npu.layer import Geometry, Layer, Requantise
 from graphopt.targets.npu.machine import Machine, load_machine
 from graphopt.targets.npu.place import Item, first_fit, place
@@ -32,6 +32,7 @@ from graphopt.targets.npu.program import (
 )
 from graphopt.targets.npu.simulator import execute
 from graphopt.targets.npu.timing import schedule, time_stream
+from graphopt.targets.npu.weights import least_bytes
 
 EDGE, GEMMINI = load_machine("edge"), load_machine("gemmini-16")
 # So small that little stays in it, and all is cut.
@@ -229,9 +230,7 @@ def test_weights_arrive_while_the_layer_before_is_computed() -> None:
     stream, _ = compile_program(chain(4), EDGE)
     plan, words = schedule(stream, EDGE), stream.instructions
     for before, span in zip(stream.spans, stream.spans[1:], strict=False):
-        weights = next(
-            n for n in range(span.first, len(words)) if isinstance(words[n], Load) and words[n].space != ACTIVATIONS
-        )
+        weights = next(n for n in range(span.first, len(words)) if queue_of(words[n]) == LOAD_CONSTANTS)
         last = max(n for n in range(before.first, span.first) if isinstance(words[n], Exec))
         assert plan.start[weights] < plan.finish[last]
 
@@ -255,9 +254,9 @@ def test_no_program_beats_its_bounds(program: Program) -> None:
     stream, _ = compile_program(program, EDGE)
     timing = time_stream(stream, EDGE)
     assert timing.written >= sum(tensor.bytes for tensor in program.outputs)
-    layers = [op.layer.geometry for op in program.ops if isinstance(op, Contract)]
-    assert timing.macs == sum(g.macs for g in layers)
-    assert timing.read["constants"] >= sum(g.weight_bytes for g in layers)
+    layers = [op.layer for op in program.ops if isinstance(op, Contract)]
+    assert timing.macs == sum(layer.geometry.macs for layer in layers)
+    assert timing.read["constants"] >= sum(least_bytes(layer.weights, layer.weight_zero) for layer in layers)
     assert timing.cycles >= max(timing.busy.values())
     assert timing.cycles >= timing.macs / EDGE.array.macs_per_cycle
 

@@ -16,6 +16,7 @@ from graphopt.targets.npu.isa import Exec, Load
 from graphopt.targets.npu.layer import Geometry, Layer, Requantise
 from graphopt.targets.npu.machine import DotProduct, Machine, Systolic, load_machine
 from graphopt.targets.npu.timing import Timing, time_stream
+from graphopt.targets.npu.weights import least_bytes
 
 EDGE, GEMMINI = load_machine("edge"), load_machine("gemmini-16")
 
@@ -114,7 +115,9 @@ def timed(geometry: Geometry, machine: Machine) -> tuple[Timing, int]:
         name="layer",
         op="Conv",
         geometry=geometry,
-        weights=np.zeros((channels, geometry.cin * geometry.kh * geometry.kw), np.int8),
+        weights=np.random.default_rng(channels)
+        .normal(0, 20, (channels, geometry.cin * geometry.kh * geometry.kw))
+        .astype(np.int8),
         bias=np.zeros(channels, np.int32),
         input_signed=True,
         input_zero=0,
@@ -122,8 +125,9 @@ def timed(geometry: Geometry, machine: Machine) -> tuple[Timing, int]:
         requantise=Requantise(np.full(channels, 0.01, np.float32), signed=True, zero=0, low=-128, high=127),
     )
     stream, constants = compile_layer(layer, machine)
-    assert constants.nbytes >= geometry.weight_bytes + 12 * channels
-    return time_stream(stream, machine), geometry.weight_bytes + 12 * channels
+    weights = geometry.weight_bytes if machine.decoder is None else least_bytes(layer.weights, layer.weight_zero)
+    assert constants.nbytes >= weights + 12 * channels
+    return time_stream(stream, machine), weights + 12 * channels
 
 
 @settings(max_examples=40, deadline=None)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Npu(Target):
     """A simulated NPU, bit exact and cycle counted; what it can't run is compiled for the CPU (llvm).
 
-    `machine`: a preset (edge, gemmini-16, mobile-4k, tpuv1) or the path of a hardware description (TOML).
+    `machine`: a preset (edge, edge-dram, gemmini-16, mobile-4k, tpuv1) or the path of a hardware description (TOML).
     `mcpu`: the CPU for the rest, as in the llvm target.
     `cpu_gmacs`: how many integer multiply-adds per ns the CPU beside the NPU does; what it is faster at stays there.
     """

@@ -26,7 +26,9 @@ struct Region {
   size_t bytes;
   unsigned grain; /* bytes a cell stands for */
   Cell* cells;    /* of shared memory only */
+  Region* next = nullptr;
 };
+static Region* regions; /* all of shared memory */
 
 /* Ordered before what the running thread does now: a barrier lies between, or its warp has met since. */
 inline bool ordered(const Access& a) {
@@ -93,11 +95,15 @@ template <class T> struct ptr {
 };
 
 template <class T> struct Shared : Region, ptr<T> {
-  Shared(const char* name, size_t n)
-      : Region{name, (char*)aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64), n * sizeof(T), sizeof(T), nullptr},
-        ptr<T>((T*)Region::base, this) { Region::cells = emulated::cells(bytes, grain); }
+  Shared(const char* name, T* at, size_t n)
+      : Region{name, (char*)at, n * sizeof(T), sizeof(T), nullptr, regions}, ptr<T>(at, this) {
+    Region::cells = emulated::cells(bytes, grain);
+    regions = this;
+  }
 };
-#define SHARED(T, name, n) static emulated::Shared<T> name(#name, n)
+#define SHARED(T, name, n)               \
+  alignas(64) static T name##_memory[n]; \
+  static emulated::Shared<T> name(#name, name##_memory, n)
 template <class T> ptr<T> global(void* at, Region* region, const char* name, size_t bytes) {
   *region = {name, (char*)at, bytes, 1, nullptr};
   return {(T*)at, region};

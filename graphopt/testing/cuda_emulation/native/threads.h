@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
+#include <vector>
 
 #include "memory.h"
 #include "types.h"
@@ -39,6 +40,8 @@ void fail(const char* format, ...) {
 enum State { READY, BLOCK, IN_WARP, DONE };
 using Collective = void (*)(void** lanes, unsigned mask); /* lanes: what each gave, null outside the mask */
 
+struct Copy { char *to; const char* from; unsigned bytes, taken, group; const Region* source; };
+
 struct Fibre {
   jmp_buf at;
   State state;
@@ -48,6 +51,8 @@ struct Fibre {
   Collective operation;  /* of its warp; null asks which lanes are here */
   unsigned mask, active;
   void* given;
+  std::vector<Copy> copies;
+  unsigned group; /* of asynchronous copies: how many it has committed */
 };
 
 static Fibre fibres[MOST_THREADS];
@@ -124,7 +129,7 @@ static void run_warp(unsigned first, unsigned last) {
 }
 
 static void run_block(unsigned threads) {
-  for (unsigned t = 0; t < threads; t++) fibres[t].state = READY;
+  for (unsigned t = 0; t < threads; t++) fibres[t].state = READY, fibres[t].copies.clear();
   here.first_barrier = ++here.barrier;
   for (;;) {
     for (unsigned first = 0; first < threads; first += WARP)
@@ -187,21 +192,34 @@ static void launch(const char* name, unsigned bound, bool meets, const unsigned*
 }
 
 /* Dynamic shared memory, of the size the launch asks for. */
-static Region dynamic = {"memory of dynamic size", nullptr, 0, 1, nullptr};
+constexpr size_t MOST_SHARED = 228 << 10;
+alignas(128) static unsigned char dynamic_memory[MOST_SHARED];
+static Region dynamic = {"memory of dynamic size", (char*)dynamic_memory, 0, 1, nullptr};
 static void set_dynamic(size_t bytes) {
-  if (dynamic.bytes == bytes) return;
-  free(dynamic.base), free(dynamic.cells);
-  dynamic.base = (char*)aligned_alloc(128, (bytes + 127) / 128 * 128);
+  if (bytes > MOST_SHARED) fail("is launched with %zu bytes of shared memory, and no device has that much", bytes);
   dynamic.bytes = bytes;
 #ifdef CHECKED
-  dynamic.cells = cells(bytes, 1);
+  if (!dynamic.cells) {
+    dynamic.cells = cells(MOST_SHARED, 1);
+    dynamic.next = regions;
+    regions = &dynamic;
+  }
 #endif
 }
 #ifdef CHECKED
-static ptr<unsigned char> dynamic_shared() { return {(unsigned char*)dynamic.base, &dynamic}; }
+static ptr<unsigned char> dynamic_shared() { return {dynamic_memory, &dynamic}; }
 #else
-static unsigned char* dynamic_shared() { return (unsigned char*)dynamic.base; }
+static unsigned char* dynamic_shared() { return dynamic_memory; }
 #endif
+
+/* Shared memory by 32-bit addresses, as instructions have it: the distance from a place in this library. */
+template <class P> unsigned shared_address(P at) { return (unsigned)((char*)raw(at) - (char*)dynamic_memory); }
+static const Region* region_of(const char* at) {
+  for (Region* r = regions; r; r = r->next)
+    if (r->base <= at && at < r->base + (r == &dynamic ? MOST_SHARED : r->bytes)) return r;
+  return nullptr;
+}
+static char* at_shared(unsigned address) { return (char*)dynamic_memory + (int)address; }
 
 struct Exchange { unsigned char value[16]; unsigned bytes, source; bool own; };
 

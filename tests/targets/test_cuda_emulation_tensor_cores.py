@@ -82,7 +82,7 @@ PRODUCTS = {
 
 @pytest.mark.parametrize("which", PRODUCTS, ids="-".join)
 def test_mma_sync_multiplies_by_the_registers_of_the_isa(which):
-    """Registers dealt out element by element as the PTX ISA's figures have it, written down independently of the shim."""
+    """Registers dealt out element by element as the figures of the PTX ISA have it, apart from how the shim does."""
     dtype, result, k = PRODUCTS[which]
     rng = np.random.default_rng(1)
     a, b = rng.integers(-5, 5, (16, k)).astype(dtype), rng.integers(-5, 5, (k, 8)).astype(dtype)

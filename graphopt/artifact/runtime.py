@@ -16,6 +16,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -186,7 +187,7 @@ class Session:
         try:
             result = self._entry(*tensors)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise DataError(f"the compiled program refused its inputs: {_paragraph(error)}.") from error
+            raise _refused(error) from error
         return [_array(item) for item in _leaves(result)]
 
     def between(self, inputs: Sequence[Array]) -> list[Array]:
@@ -195,7 +196,7 @@ class Session:
         try:
             result = self._entry(*map(self._place, inputs))
         except (RuntimeError, ValueError, TypeError) as error:
-            raise DataError(f"the compiled program refused its inputs: {_paragraph(error)}.") from error
+            raise _refused(error) from error
         return [_view_of(item) for item in _leaves(result)]
 
     def _input(self, index: int, array: Array) -> Any:
@@ -321,6 +322,17 @@ def _array(item: Any) -> Array:
     import ml_dtypes
 
     return np.array(np.from_dlpack(_view(item, _NOT_IN_DLPACK[dtype]))).view(getattr(ml_dtypes, dtype))
+
+
+def _refused(error: BaseException) -> DataError:
+    """What a program says of inputs that it can't run on; sizes are compared where the model brings them together."""
+    sizes = re.search(r"\((\d+) vs\. (\d+)\).*match_cast", str(error), re.DOTALL)
+    if sizes is None:
+        return DataError(f"the compiled program refused its inputs: {_paragraph(error)}.")
+    return DataError(
+        f"the sizes of the inputs don't fit together: inside the model {sizes[1]} meets {sizes[2]} where both must be "
+        "equal (or one of them 1). onnxruntime refuses such inputs too."
+    )
 
 
 def _paragraph(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from graphopt.errors import LoweringError
 from graphopt.targets.lowering.converters import CONVERTERS
+from graphopt.targets.lowering.open_sizes import agreeing
 from graphopt.targets.lowering.origins import Origin, origin
 from graphopt.targets.lowering.shape_chains import MAX_ELEMENTS
 from graphopt.targets.lowering.support import EXTERNAL, explain, refusal
@@ -90,6 +91,8 @@ class _Importer(ONNXGraphImporter):
     def _convert_operator(self, op_name: str, inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
         node = self._onnx_nodes[attrs["tvm_custom"]["name"]]
         try:
+            if node.domain == "":
+                inputs[:] = agreeing(self.bb, node, inputs)  # in place: a list that has None beyond its end
             if (node.domain, op_name) == EXTERNAL:
                 result = _call_packed(node, inputs)
             elif node.domain == "" and op_name in CONVERTERS:

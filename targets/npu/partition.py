@@ -73,8 +73,7 @@ def find_region(node: ir.Node) -> Region:
     array = constant_array(weights.value)
     if array is None:
         raise RefusedError("both operands are computed at run time; the array takes constant weights")
-    four = weights.value.dtype in FOUR_BITS
-    if four:
+    if weights.value.dtype in FOUR_BITS:
         array = array.astype(np.int8 if weights.value.dtype == ir.DataType.INT4 else np.uint8)
     if source.scale.size != 1:
         raise RefusedError("its input is quantized per channel")
@@ -84,7 +83,7 @@ def find_region(node: ir.Node) -> Region:
     rows, geometry = (conv_geometry if node.op_type == "Conv" else gemm_geometry)(node, operand)
     if isinstance(geometry, str):
         raise RefusedError(geometry)
-    if four:
+    if _fits_four_bits(array):
         geometry = dataclasses.replace(geometry, weight_bits=4)
     weight_scale = _per_channel(weights.scale, len(rows), operand.channel_axis(node), weights.axis)
     tail = _tail(node)
@@ -107,6 +106,12 @@ def find_region(node: ir.Node) -> Region:
         requantise=requantise,
     )
     return Region(node, (node, *tail.nodes), source.value, layer)
+
+
+def _fits_four_bits(weights: Array) -> bool:
+    """Whether each value is one of 4 bits, however it is stored."""
+    low, high = (-8, 7) if weights.dtype == np.int8 else (0, 15)
+    return bool(weights.size and low <= weights.min() and weights.max() <= high)
 
 
 def _requantise(tail: _Tail, node: ir.Node, accumulated: Array) -> Requantise:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Built:
     """`target` and `passes` as text that the command line takes. `together`: source nodes that one kernel call
     computes, where they are several; where a kernel's calls aren't told apart, the nodes of all of them. `left`: node
-    -> why the target did not do with it all that it can. `skipped`: for each pass, node -> why it left the node.
+    -> why the target did not do with it all that it can. `skipped`: for each pass, node -> why it left the
+    node. `estimates`: GPU -> the least milliseconds that its data sheet allows; nothing measured.
     """
 
     target: str
@@ -24,6 +25,7 @@ class Built:
     together: list[list[str]]
     left: dict[str, str]
     skipped: dict[str, dict[str, str]]
+    estimates: dict[str, float]
 
 
 def built(artifact: Artifact) -> Built:
@@ -44,4 +46,5 @@ def built(artifact: Artifact) -> Built:
             for step in report.get("passes", ())
             if step["skipped"]
         },
+        estimates={gpu: one["milliseconds"] for gpu, one in target.get("estimates", {}).items()},
     )

@@ -16,6 +16,7 @@ from graphopt.graph.cost import cost
 from graphopt.report import nodes
 from graphopt.report.evidence import Evidence
 from graphopt.report.findings import findings
+from graphopt.report.gpu import gpu_section
 from graphopt.report.html import clean, count, render, size, tag
 from graphopt.report.latency import layers
 from graphopt.report.sections import findings_section, latency_section, npu_section, pipeline_section
@@ -36,7 +37,7 @@ def page(evidence: Evidence) -> str:
         findings_section(findings(evidence, found, timed, spent), evidence.notes),
         pipeline_section(evidence, totals_before, totals_after),
     ]
-    bottom = [latency_section(evidence, found, timed), npu_section(evidence, found)]
+    bottom = [latency_section(evidence, found, timed), npu_section(evidence, found), gpu_section(evidence)]
     script, style = "\n".join(static(name) for name in SCRIPTS), static("page.css")
     data = to_script(nodes.to_json(evidence, found, timed))
     parts = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import UsageError
 
@@ -17,19 +18,33 @@ if TYPE_CHECKING:
 MAX_THREADS, SHARED_BYTES, WARP = 1024, 48 << 10, 32
 
 
+def read_table(name: str) -> dict[str, dict[str, Any]]:
+    """A data file of this package: `archs.toml` or `gpus.toml`."""
+    return tomllib.loads(resources.files("graphopt.targets.cuda").joinpath(name).read_text())
+
+
 @functools.cache
 def known_archs() -> dict[str, list[str]]:
     """The architectures in `archs.toml`, with GPUs that have them."""
-    text = resources.files("graphopt.targets.cuda").joinpath("archs.toml").read_text()
-    return {arch: row["gpus"] for arch, row in tomllib.loads(text).items()}
+    return {arch: row["gpus"] for arch, row in read_table("archs.toml").items()}
 
 
-def check_arch(arch: str) -> str:
-    """`arch` itself; UsageError when CUDA does not compile for it."""
-    if arch not in known_archs():
-        listed = ", ".join(f"{name} ({gpus[0]})" for name, gpus in known_archs().items())
-        raise UsageError(f"the cuda target knows no architecture {arch!r}; it knows {listed}.")
-    return arch
+def check_archs(archs: str | Sequence[str]) -> str | tuple[str, ...]:
+    """`archs` as given; UsageError when CUDA does not compile for one of them, or one is there twice, or none."""
+    listed = as_tuple(archs)
+    for arch in listed:
+        if arch not in known_archs():
+            known = ", ".join(f"{name} ({gpus[0]})" for name, gpus in known_archs().items())
+            raise UsageError(f"the cuda target knows no architecture {arch!r}; it knows {known}.")
+    if not listed or len(set(listed)) < len(listed):
+        raise UsageError("the cuda target wants each architecture once, as in cuda{arch=[sm_80,sm_90]}.")
+    return archs if isinstance(archs, str) else listed
+
+
+def as_tuple(archs: str | Sequence[str]) -> tuple[str, ...]:
+    """One architecture or several, the oldest first."""
+    listed = [archs] if isinstance(archs, str) else archs
+    return tuple(sorted(listed, key=lambda arch: int(arch.removeprefix("sm_")) if arch in known_archs() else 0))
 
 
 def tvm_target(arch: str) -> tvm.target.Target:

@@ -33,8 +33,8 @@ TO_VIRTUAL_MACHINE = tvm.transform.Sequential(
 """Memory planned, and what calls the kernels turned into the virtual machine's instructions."""
 
 
-def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.IRModule, dict[str, list[str]]]:
-    """Legalise and fuse `module`; also gives the ONNX nodes each kernel computes, by `sources` of the lowering.
+def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.IRModule, dict[str, Origin]]:
+    """Legalise and fuse `module`; also gives what each kernel computes of the ONNX model, by `sources` of the lowering.
 
     Raises:
         LoweringError: TVM can't write an operator as loops.
@@ -54,13 +54,13 @@ def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.I
     )
     with _tvm("turn every operator into loops"):
         fused = fuse(module)
-    nodes = {name: list(found.nodes) for name, found in origins_of_functions(fused, sources).items()}
+    origins = origins_of_functions(fused, sources)
     finish = [transform.FuseTIR(), transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
-    return tvm.transform.Sequential(finish)(fused), nodes
+    return tvm.transform.Sequential(finish)(fused), origins
 
 
 def schedule(
-    module: tvm.IRModule, target: tvm.target.Target, nodes: dict[str, list[str]]
+    module: tvm.IRModule, target: tvm.target.Target, origins: Mapping[str, Origin]
 ) -> tuple[tvm.IRModule, dict[str, str]]:
     """Give every kernel blocks and threads by the first of dlight's GPU rules that fits it.
 
@@ -83,7 +83,7 @@ def schedule(
             continue
         scheduled, rule = _first_that_fits(function, target, rules)
         if scheduled is None:
-            computed = ", ".join(nodes.get(variable.name_hint, [])) or "no node of its own"
+            computed = ", ".join(_nodes(origins, variable.name_hint)) or "no node of its own"
             refused.append(f"{variable.name_hint} (of {computed}): {rule}")
         else:
             module[variable] = scheduled
@@ -94,6 +94,10 @@ def schedule(
             "Compile the model for llvm, or replace these operators."
         )
     return module, used
+
+
+def _nodes(origins: Mapping[str, Origin], name: str) -> tuple[str, ...]:
+    return origins[name].nodes if name in origins else ()
 
 
 def _is_scheduled(function: tirx.PrimFunc) -> bool:

@@ -32,8 +32,8 @@ def serial_program(model: ir.Model, arch: str) -> Program:
     """
     gpu, lowered = tvm_target(arch), lower(model)
     with gpu:
-        loops, nodes = to_loops(lowered.module, lowered.sources)
-        kernels, rules = schedule(loops, gpu, nodes)
+        loops, origins = to_loops(lowered.module, lowered.sources)
+        kernels, rules = schedule(loops, gpu, origins)
     triple = machine_triple()
     cpu = tvm.target.Target({"kind": "llvm", "mtriple": triple})
     with cpu:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -10,9 +9,10 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Program, Target
-from graphopt.targets.cuda.arch import check_arch, devices, known_archs, tvm_target
+from graphopt.targets.cuda.arch import as_tuple, check_archs, devices, known_archs, tvm_target
 from graphopt.targets.cuda.compiler import Binary, compile_source, routes
-from graphopt.targets.cuda.ptxas import parse
+from graphopt.targets.cuda.fatbin import fatbin
+from graphopt.targets.cuda.report import report, works
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 class Cuda(Target):
     """Kernels for an NVIDIA GPU, compiled without one; the artifact runs where there is one.
 
-    `arch`: the GPU's architecture, such as sm_80 (A100) or sm_90 (H100). `compiler`: nvcc, nvrtc, or source to leave
-    the CUDA C to be compiled beside the GPU; best takes the first there is.
+    `arch`: the GPU's architecture, such as sm_80 (A100) or sm_90 (H100), or several, as in [sm_80,sm_90]: kernels are
+    scheduled for the oldest and compiled for each. `compiler`: nvcc, nvrtc, or source to leave the CUDA C to be
+    compiled beside the GPU; best takes the first there is.
     """
 
     name: ClassVar[str] = "cuda"
-    arch: Annotated[str, AfterValidator(check_arch)] = "sm_80"
+    arch: Annotated[str | tuple[str, ...], AfterValidator(check_archs)] = "sm_80"
     compiler: Literal["best", "nvcc", "nvrtc", "source"] = "best"
 
     def build(self, model: ir.Model, context: Context) -> Program:
@@ -36,26 +37,34 @@ class Cuda(Target):
         Raises:
             LoweringError: naming each operator that can't be lowered or scheduled; or a compiler's refusal.
         """
+        from tvm import tirx
+
         from graphopt.targets.cuda.kernels import build, schedule, to_loops
         from graphopt.targets.cuda.link import cuda_source, to_library
+        from graphopt.targets.cuda.work import launches
         from graphopt.targets.lowering import lower
 
-        target = tvm_target(self.arch)
+        archs = as_tuple(self.arch)
+        target = tvm_target(archs[0])
         lowered = lower(model)
         with target:
-            loops, nodes = to_loops(lowered.module, lowered.sources)
-            kernels, rules = schedule(loops, target, nodes)
+            module, origins = to_loops(lowered.module, lowered.sources)
+            loops = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
+            kernels, rules = schedule(module, target, origins)
+            launched = {name: launches(kernels[name]) for name in rules}
             executable = build(kernels, target)
         source = cuda_source(executable)
-        binary = compile_source(source, self.arch, None if self.compiler == "best" else self.compiler)
+        route = None if self.compiler == "best" else self.compiler
+        binaries = {arch: compile_source(source, arch, route) for arch in archs}
+        cubins = {arch: binary.cubin for arch, binary in binaries.items() if binary.cubin is not None}
         return Program(
-            library=to_library(executable, binary.cubin, source),
+            library=to_library(executable, fatbin(cubins) if cubins else None, source),
             weights=lowered.weights,
             inputs=lowered.inputs,
             outputs=lowered.outputs,
             device="cuda",
-            files=_files(source, binary, self.arch),
-            report=_report(binary, self.arch, rules, nodes),
+            files=_files(source, binaries),
+            report=report(binaries, rules, origins, launched, works(loops, launched, origins)),
         )
 
     @classmethod
@@ -71,25 +80,9 @@ class Cuda(Target):
         }
 
 
-def _files(source: str, binary: Binary, arch: str) -> dict[str, bytes]:
+def _files(source: str, binaries: Mapping[str, Binary]) -> dict[str, bytes]:
     files = {"kernels.cu": source.encode()}
-    if binary.cubin is not None:
-        files |= {f"kernels.{arch}.cubin": binary.cubin, f"ptxas.{arch}.log": binary.log.encode()}
+    for arch, binary in binaries.items():
+        if binary.cubin is not None:
+            files |= {f"kernels.{arch}.cubin": binary.cubin, f"ptxas.{arch}.log": binary.log.encode()}
     return files
-
-
-def _report(binary: Binary, arch: str, rules: dict[str, str], nodes: dict[str, list[str]]) -> dict[str, Any]:
-    """Facts of the build; nothing of it was measured by running."""
-    kernels = [
-        {**dataclasses.asdict(use), "schedule": rules.get(use.function, ""), "nodes": nodes.get(use.function, [])}
-        for use in parse(binary.log)
-    ] or [{"name": name, "schedule": rule, "nodes": nodes.get(name, [])} for name, rule in rules.items()]
-    return {
-        "arch": arch,
-        "route": binary.route,
-        "compiler": binary.compiler,
-        "embedded": "CUDA C, compiled when loaded beside a GPU" if binary.cubin is None else "cubin",
-        "kernels": kernels,
-        "spilling": [kernel["name"] for kernel in kernels if kernel.get("spill_stores") or kernel.get("spill_loads")],
-        "run": "not run: compiling never runs the kernels" if devices() else "not run: no CUDA device on this machine",
-    }

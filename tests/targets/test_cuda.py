@@ -17,7 +17,9 @@ import pytest
 from graphopt import artifact, graph, oracle
 from graphopt.base import Context, Program
 from graphopt.errors import LoweringError, UsageError
-from graphopt.targets.cuda import Cuda, arch, compiler, link, ptxas
+from graphopt.pipeline.registry import make_target
+from graphopt.targets.cuda import Cuda, arch, compiler, link, occupancy, ptxas, roofline
+from graphopt.targets.cuda.fatbin import fatbin
 
 needs_compiler = pytest.mark.skipif(set(compiler.routes()) == {"source"}, reason="neither nvcc nor NVRTC here")
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and cc")
@@ -65,6 +67,14 @@ def test_an_unknown_architecture_lists_the_known():
     assert {"sm_75", "sm_80", "sm_90", "sm_120"} <= set(arch.known_archs())
 
 
+def test_architectures_are_a_list_of_the_grammar_and_each_is_named_once():
+    assert make_target("cuda{arch=[sm_90,sm_80]}") == Cuda(arch=("sm_80", "sm_90"))
+    assert make_target("cuda{arch=sm_90}") == Cuda(arch="sm_90")
+    for wrong in ((), ("sm_80", "sm_80")):
+        with pytest.raises(UsageError, match=r"each architecture once, as in cuda\{arch=\[sm_80,sm_90\]\}"):
+            Cuda(arch=wrong)
+
+
 @needs_compiler
 @pytest.mark.parametrize("name", list(arch.known_archs()))
 def test_every_architecture_of_the_table_compiles(name):
@@ -94,6 +104,121 @@ def test_the_report_has_the_facts_of_each_kernel(program):
     assert {"conv", "softmax"} <= nodes <= {"conv", "relu", "pool", "flatten", "gemm", "softmax"}
     tiled = next(kernel for kernel in report["kernels"] if kernel["shared"])
     assert tiled["barriers"] > 0
+
+
+@needs_compiler
+def test_each_kernel_has_its_launch_and_occupancy(program):
+    """A block of the tiled kernels is 128 threads of dlight's Matmul rule; its 9x9 positions are 3 tiles."""
+    kernels = {"".join(kernel["nodes"]): kernel for kernel in program.report["kernels"]}
+    assert kernels["conv"]["threads"] == 128
+    assert all(0 < kernel["occupancy"] <= 1 and kernel["blocks"] >= 1 for kernel in kernels.values())
+    softmax = kernels["softmax"]
+    again = occupancy.occupancy("sm_80", softmax["threads"], softmax["registers"], softmax["shared"])
+    assert (softmax["occupancy"], softmax["occupancy_limit"]) == (again.share, again.limit)
+
+
+def test_estimates_name_what_limits_and_say_that_they_are_estimates(program):
+    found = program.report["estimates"]
+    assert list(found) == ["A100", "L4"], "an sm_80 build runs on these; Jetson's sm_87 wants its own"
+    for one in found.values():
+        assert "estimate" in one["estimate"]
+        assert "not measured" in one["estimate"]
+        assert one["milliseconds"] == pytest.approx(sum(row["microseconds"] for row in one["kernels"]) / 1e3)
+        assert {row["limit"] for row in one["kernels"]} <= {"memory", "arithmetic", "few blocks", "tensor cores"}
+    conv = next(row for row in found["A100"]["kernels"] if row["function"].startswith("fused_conv"))
+    moved = 4 * (3 * 81 + 4 * 81 + 4 * 3 * 9 + 4)
+    assert conv["limit"] == "memory"
+    assert conv["microseconds"] == pytest.approx(1e6 * moved / 2039e9)
+
+
+@needs_compiler
+def test_the_page_and_inspect_show_them_as_estimates(saved):
+    from graphopt.artifact import read
+    from graphopt.inspect.built import built
+    from graphopt.report.evidence import of_artifact
+    from graphopt.report.page import page
+
+    text = page(of_artifact(saved, measure=False))
+    assert "On the GPU" in text
+    assert "fused_conv2d_add_relu_kernel" in text
+    assert "This is an estimate from data sheets, a lower bound; not measured" in text
+    assert set(built(read(saved)).estimates) == {"A100", "L4"}
+
+
+def test_occupancy_is_what_nvidias_calculator_gives():
+    """Values of the calculator's own examples: registers, then shared memory, then warps, then blocks bind."""
+    assert occupancy.occupancy("sm_80", 256, 64, 0) == occupancy.Occupancy(4, 0.5, "registers")
+    assert occupancy.occupancy("sm_80", 128, 32, 48 << 10) == occupancy.Occupancy(3, 0.1875, "shared memory")
+    assert occupancy.occupancy("sm_80", 1024, 32, 0) == occupancy.Occupancy(2, 1.0, "warps")
+    assert occupancy.occupancy("sm_86", 32, 16, 0) == occupancy.Occupancy(16, 16 / 48, "blocks")
+    assert occupancy.occupancy("sm_75", 256, 255, 0) == occupancy.Occupancy(1, 0.25, "registers")
+
+
+def test_the_roofline_is_the_slower_of_products_and_bytes():
+    def limit(**of: object) -> tuple[float, str]:
+        work = roofline.Work(**{"function": "f", "calls": 2, "macs": 0, "moved": 0, "blocks": 1000, **of})
+        row = roofline.estimates(["sm_80"], [work])["A100"]["kernels"][0]
+        return row["microseconds"], row["limit"]
+
+    assert limit(macs=10**9) == (pytest.approx(2 * 2e9 / 19.5e6), "arithmetic")
+    assert limit(macs=10**9, blocks=54) == (pytest.approx(4 * 2e9 / 19.5e6), "few blocks")
+    assert limit(macs=10**9, tensor_cores=True) == (pytest.approx(2 * 2e9 / 312e6), "tensor cores")
+    assert limit(macs=10**6, moved=10**9) == (pytest.approx(2 * 1e9 / 2039e3), "memory")
+
+
+def test_code_runs_on_later_gpus_of_the_family_but_not_on_jetson():
+    assert roofline.code_for("sm_89", ["sm_80", "sm_86", "sm_90"]) == "sm_86"
+    assert roofline.code_for("sm_87", ["sm_80"]) is None
+    assert roofline.code_for("sm_89", ["sm_87"]) is None
+    assert roofline.code_for("sm_80", ["sm_86"]) is None
+
+
+def test_bytes_of_a_gather_are_those_of_the_rows_it_takes():
+    from tvm.script import tirx as T  # noqa: N812
+
+    from graphopt.targets.cuda.work import moved_bytes
+
+    @T.prim_func(s_tir=True)
+    def take(table: T.Buffer((1000, 8), "float32"), rows: T.Buffer((3,), "int64"), out: T.Buffer((3, 8), "float32")):
+        for i, j in T.grid(3, 8):
+            with T.sblock("take"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                T.reads(table[rows[vi], vj], rows[vi])
+                T.writes(out[vi, vj])
+                out[vi, vj] = table[rows[vi], vj]
+
+    assert moved_bytes(take) == 2 * (4 * 3 * 8) + 8 * 3
+
+
+@needs_compiler
+def test_several_architectures_are_one_image_that_the_driver_takes_its_own_from(net, tmp_path):
+    program = Cuda(arch=("sm_75", "sm_90")).build(net, Context())
+    assert program.report["arch"] == ["sm_75", "sm_90"]
+    assert program.report["embedded"] == "fatbin of sm_75, sm_90"
+    cubins = {name: program.files[f"kernels.{name}.cubin"] for name in ("sm_75", "sm_90")}
+    image = fatbin(cubins)
+    assert image in program.library
+    assert image[:4] == b"\x50\xed\x55\xba"
+    other = program.report["other_archs"]["sm_90"]
+    assert [kernel["name"] for kernel in other] == [kernel["name"] for kernel in program.report["kernels"]]
+    assert {"A100", "H100", "L4", "Orin"} & set(program.report["estimates"]) == {"H100"}
+
+
+def test_the_image_is_what_fatbinary_writes(tmp_path):
+    """Byte for byte, where CUDA's own tool is installed."""
+    nvcc = compiler.routes().get("nvcc")
+    tool = nvcc and shutil.which("fatbinary", path=f"{Path(nvcc).resolve().parent}:/usr/local/cuda/bin")
+    if not tool:
+        pytest.skip("no fatbinary here")
+    source = 'extern "C" __global__ void k(float* x) { x[threadIdx.x] += 1.0f; }'
+    cubins = {name: compiler.compile_source(source, name).cubin for name in ("sm_80", "sm_90")}
+    images = []
+    for name, cubin in cubins.items():
+        (tmp_path / name).write_bytes(cubin)
+        images.append(f"--image3=kind=elf,sm={name[3:]},file={name}")
+    command = [tool, "-64", "--compress=false", "--create=out", *images]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "out").read_bytes() == fatbin(cubins)
 
 
 @needs_compiler

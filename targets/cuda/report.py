@@ -1,0 +1,115 @@
+"""The report of a build for a GPU: static facts of each kernel, and estimates; nothing in it was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graphopt.targets.cuda.arch import devices
+from graphopt.targets.cuda.compiler import Binary
+from graphopt.targets.cuda.occupancy import occupancy
+from graphopt.targets.cuda.ptxas import parse
+from graphopt.targets.cuda.roofline import Work, estimates
+
+if TYPE_CHECKING:
+    import tvm
+
+    from graphopt.targets.cuda.work import Launch
+    from graphopt.targets.lowering.origins import Origin
+
+_SUFFIX = re.compile(r"_kernel(?:_(\d+))?$")
+
+
+def works(
+    loops: Mapping[str, tvm.tirx.PrimFunc],
+    launched: Mapping[str, Sequence[Launch]],
+    origins: Mapping[str, Origin],
+) -> list[Work]:
+    """What each function that the model calls has to do: `loops` before scheduling, `launched` after it."""
+    from graphopt.targets.cuda.work import moved_bytes, output_elements
+
+    return [
+        Work(
+            function=name,
+            calls=max(1, len(origins[name].calls)),
+            macs=round(origins[name].macs_per_element * output_elements(loops[name])),
+            moved=moved_bytes(loops[name]),
+            blocks=max(launch.blocks for launch in launched[name]),
+        )
+        for name in launched
+        if name in origins
+    ]
+
+
+def report(
+    binaries: Mapping[str, Binary],
+    rules: Mapping[str, str],
+    origins: Mapping[str, Origin],
+    launched: Mapping[str, Sequence[Launch]],
+    todo: Sequence[Work],
+) -> dict[str, Any]:
+    """The account of a build: `binaries` by architecture, the others by function.
+
+    `kernels` are those of the first architecture; of the others `other_archs` has what differs by architecture.
+    """
+    by_arch = {arch: _kernels(arch, binary, rules, origins, launched) for arch, binary in binaries.items()}
+    first, *others = by_arch
+    binary = binaries[first]
+    return {
+        "arch": first if not others else list(by_arch),
+        "route": binary.route,
+        "compiler": binary.compiler,
+        "embedded": "CUDA C, compiled when loaded beside a GPU"
+        if binary.cubin is None
+        else f"fatbin of {', '.join(by_arch)}"
+        if others
+        else "cubin",
+        "kernels": by_arch[first],
+        "other_archs": {arch: by_arch[arch] for arch in others},
+        "spilling": [
+            kernel["name"] if arch == first else f"{kernel['name']} ({arch})"
+            for arch, kernels in by_arch.items()
+            for kernel in kernels
+            if kernel.get("spill_stores") or kernel.get("spill_loads")
+        ],
+        "estimates": estimates(list(binaries), todo),
+        "run": "not run: compiling never runs the kernels" if devices() else "not run: no CUDA device on this machine",
+    }
+
+
+def _kernels(
+    arch: str,
+    binary: Binary,
+    rules: Mapping[str, str],
+    origins: Mapping[str, Origin],
+    launched: Mapping[str, Sequence[Launch]],
+) -> list[dict[str, Any]]:
+    """One row for each kernel that ptxas saw; without ptxas, for each function."""
+    rows: list[dict[str, Any]] = []
+    for use in parse(binary.log):
+        row = {**dataclasses.asdict(use), **_of(use.function, rules, origins)}
+        launch = _launch_of(use.name, launched.get(use.function, ()))
+        if launch is not None:
+            held = occupancy(arch, launch.threads, use.registers, use.shared)
+            row |= {
+                "blocks": launch.blocks,
+                "threads": launch.threads,
+                "occupancy": held.share,
+                "occupancy_limit": held.limit,
+            }
+        rows.append(row)
+    return rows or [{"name": name, **_of(name, rules, origins)} for name in rules]
+
+
+def _of(function: str, rules: Mapping[str, str], origins: Mapping[str, Origin]) -> dict[str, Any]:
+    nodes = list(origins[function].nodes) if function in origins else []
+    return {"schedule": rules.get(function, ""), "nodes": nodes}
+
+
+def _launch_of(kernel: str, launched: Sequence[Launch]) -> Launch | None:
+    """The launch of ``f_kernel`` is the first of f's, of ``f_kernel_1`` the second."""
+    suffix = _SUFFIX.search(kernel)
+    index = int(suffix[1] or 0) if suffix else 0
+    return launched[index] if index < len(launched) else None

@@ -24,8 +24,8 @@ class Launch:
     threads: int
 
 
-def moved_bytes(function: tirx.PrimFunc) -> int:
-    """Bytes of the parameters that `function`, not yet scheduled, must read or write at least once.
+def moved_bytes(function: Any) -> int:
+    """Bytes of the parameters that the PrimFunc `function`, not yet scheduled, must read or write at least once.
 
     Of each, the lesser of its size and what the iterations touch: a Gather does not read the whole table.
     """
@@ -46,13 +46,13 @@ def moved_bytes(function: tirx.PrimFunc) -> int:
     )
 
 
-def output_elements(function: tirx.PrimFunc) -> int:
-    """Elements of the function's last parameter, which it writes."""
+def output_elements(function: Any) -> int:
+    """Elements of a PrimFunc's last parameter, which it writes."""
     return _elements(_buffers(function)[-1])
 
 
-def launches(function: tirx.PrimFunc) -> list[Launch]:
-    """Of the kernels that the scheduled `function` becomes, in order: one for each nest of loops."""
+def launches(function: Any) -> list[Launch]:
+    """Of the kernels that the scheduled PrimFunc `function` becomes, in order: one for each nest of loops."""
     body = function.body.block.body
     return [_launch(nest) for nest in (body.seq if isinstance(body, tirx.SeqStmt) else [body])]
 
@@ -69,7 +69,7 @@ def _launch(nest: Any) -> Launch:
     return Launch(of["block"], of["thread"])
 
 
-def _buffers(function: tirx.PrimFunc) -> list[Any]:
+def _buffers(function: Any) -> list[Any]:
     return [parameter for parameter in function.params if not isinstance(parameter.ty, tvm.ir.PrimType)]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt import artifact, graph, oracle
+from graphopt import artifact, graph, models, oracle
 from graphopt.base import Context, Program
 from graphopt.errors import LoweringError, UsageError
 from graphopt.pipeline.registry import make_target
@@ -352,8 +352,6 @@ def test_a_wrong_schedule_would_be_seen(net, monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("name", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)])
 def test_a_trained_model_builds_without_spills(name):
-    from graphopt import models
-
     model = graph.load(models.get("digits").path())
     program = Cuda(arch=name).build(model, Context())
     heavy = {n.name for n in model.graph if n.op_type in ("Conv", "Gemm", "MaxPool", "GlobalAveragePool")}
@@ -365,8 +363,18 @@ def test_a_trained_model_builds_without_spills(name):
     assert program.report["spilling"] == []
 
 
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_every_reference_model_compiles_without_spills(name):
+    """For an A100 and an H100, in one artifact."""
+    report = Cuda(arch=("sm_80", "sm_90")).build(graph.load(models.get(name).path()), Context()).report
+    assert report["spilling"] == []
+    assert all(kernel["occupancy"] > 0 for kernel in [*report["kernels"], *report["other_archs"]["sm_90"]])
+    assert {"A100", "H100"} <= set(report["estimates"])
+
+
 def test_schedules_of_a_trained_model_compute_what_onnxruntime_computes():
-    from graphopt import models
     from graphopt.targets.cuda.serial import serial_program
 
     entry = models.get("digits")

@@ -117,7 +117,7 @@ def _compiled(model: ir.Model, arch: str, folder: Path) -> Path:
 
 
 def _source(path: Path) -> tuple[str, str]:
-    """The CUDA C of an artifact, and the architecture it is for.
+    """The CUDA C of an artifact, and the architecture it is for, the oldest of several.
 
     Raises:
         ArtifactError: it is no artifact for cuda.
@@ -127,7 +127,8 @@ def _source(path: Path) -> tuple[str, str]:
     artifact = read(path)
     if artifact.manifest.device != "cuda" or _SOURCE not in artifact.files:
         raise ArtifactError(f"{path} holds no CUDA kernels to emulate: it was made for {artifact.manifest.target}.")
-    return artifact.read_file(_SOURCE).decode(), str(artifact.report["target"]["arch"])
+    archs = artifact.report["target"]["arch"]
+    return artifact.read_file(_SOURCE).decode(), str(archs if isinstance(archs, str) else archs[0])
 
 
 @functools.cache

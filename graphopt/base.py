@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.errors import DataError
+from graphopt.packed import Packed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,12 +146,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A program for some `sizes` of open dimensions: its parts, a single one where all is lowered; their weights."""
+    """A program for some `sizes` of open dimensions: its parts, a single one where all is lowered; weights as a `Program`'s."""
 
     sizes: dict[str, int]
     entry: str
     parts: list[Part]
     weights: dict[str, np.ndarray[Any, Any]]
+    packed: dict[str, Packed] = dataclasses.field(default_factory=dict[str, Packed])
 
 
 @dataclasses.dataclass
@@ -165,6 +167,7 @@ class Program:
     `report`: what the target has to say (JSON-able): nodes offloaded, refused, cycles, what was not run.
     `parts`: where not one library does it all; they run in this order, and `library` is empty.
     `variants`: programs for some sizes of open dimensions, the first that fits runs instead.
+    `packed`: names of weights that the artifact holds in few bits -> what they are made of when it is loaded.
     """
 
     library: bytes
@@ -178,6 +181,7 @@ class Program:
     report: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     parts: list[Part] = dataclasses.field(default_factory=list[Part])
     variants: list[Variant] = dataclasses.field(default_factory=lambda: list[Variant]())
+    packed: dict[str, Packed] = dataclasses.field(default_factory=dict[str, Packed])
 
 
 class Target(abc.ABC):

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from graphopt.errors import ArtifactError, UsageError
+from graphopt.packed import Step
 from graphopt.sizes import parse
 
 FORMAT = 1
@@ -80,13 +81,28 @@ class TensorSpec(_Strict):
         return tensor if self.kind == "tensor" else f"{self.kind} of {tensor}"
 
 
-class WeightSpec(_Strict):
-    """Where a weight lies in ``weights.bin``; with `encoded`, in so many bytes without its zeros (see `zeros`)."""
+class StoredSpec(_Strict):
+    """Where a tensor lies in ``weights.bin``; with `encoded`, in so many bytes without its zeros (see `zeros`)."""
 
     dtype: DType
     shape: list[NonNegativeInt]
     offset: NonNegativeInt
     encoded: NonNegativeInt | None = None
+
+
+class PackedSpec(_Strict):
+    """A float32 weight of `shape`, made of few bits when it is loaded (see `graphopt.packed.Packed`)."""
+
+    shape: list[NonNegativeInt]
+    q: StoredSpec
+    scale: StoredSpec
+    zero: StoredSpec
+    axis: NonNegativeInt
+    block: NonNegativeInt
+    steps: tuple[Step, ...]
+
+
+WeightSpec = StoredSpec | PackedSpec
 
 
 class PartSpec(_Strict):

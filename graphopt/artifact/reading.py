@@ -10,10 +10,11 @@ import numpy as np
 
 from graphopt.artifact import manifest
 from graphopt.artifact.container import MANIFEST, Container
-from graphopt.artifact.manifest import Manifest, TensorSpec, WeightSpec
-from graphopt.artifact.store import WEIGHTS, Place, view
+from graphopt.artifact.manifest import Manifest, PackedSpec, StoredSpec, TensorSpec, WeightSpec
+from graphopt.artifact.store import WEIGHTS, Place, aligned, view
 from graphopt.atomic import atomic_write
 from graphopt.errors import ArtifactError
+from graphopt.packed import Packed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -71,7 +72,7 @@ class Artifact:
 
     @property
     def weights(self) -> dict[str, Array]:
-        """The program's weights: views of the mapped file, decoded where they are stored without their zeros."""
+        """The program's weights: views of the mapped file, but for those that lie there without zeros or as few bits."""
         return {name: self._weight(name, spec) for name, spec in self.manifest.weights.items()}
 
     @property
@@ -137,7 +138,17 @@ class Artifact:
 
     def _weight(self, name: str, spec: WeightSpec) -> Array:
         try:
-            place = Place(spec.offset, spec.encoded)
-            return view(self._container.read(WEIGHTS), place, manifest.dtype_of(spec.dtype), spec.shape)
+            return self._unpacked(spec) if isinstance(spec, PackedSpec) else self._stored(spec)
         except ValueError as error:
             raise ArtifactError(f"{self.name}: weight {name}: {error}.") from error
+
+    def _stored(self, spec: StoredSpec) -> Array:
+        place = Place(spec.offset, spec.encoded)
+        return view(self._container.read(WEIGHTS), place, manifest.dtype_of(spec.dtype), spec.shape)
+
+    def _unpacked(self, spec: PackedSpec) -> Array:
+        q, scale, zero = (self._stored(part) for part in (spec.q, spec.scale, spec.zero))
+        array = Packed(q, scale, zero, spec.axis, spec.block, spec.steps).array()
+        if array.shape != tuple(spec.shape) or array.dtype != np.float32:
+            raise ValueError(f"its parts make {array.dtype}{list(array.shape)}, not float32{spec.shape}")
+        return aligned(array)

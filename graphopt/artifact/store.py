@@ -10,6 +10,7 @@ import numpy as np
 
 from graphopt.artifact import zeros
 from graphopt.artifact.container import ALIGNMENT, Content
+from graphopt.packed import HALVES, from_bytes, nbytes_of
 
 WEIGHTS = "weights.bin"
 """What the program needs to run."""
@@ -61,27 +62,33 @@ class Store:
             yield bytes(-len(piece) % ALIGNMENT)
 
 
-def raw(array: np.ndarray[Any, Any]) -> memoryview:
-    """The array's bytes in C order, without a copy where it lies so."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
 def view(data: memoryview, place: Place, dtype: np.dtype[Any], shape: list[int]) -> np.ndarray[Any, Any]:
-    """The array that lies at `place` in `data`, without a copy unless it is encoded.
+    """The array that lies at `place` in `data`, without a copy unless it is encoded or of 4 bits.
 
     Raises:
         ValueError: it reaches past the end, or is not what is encoded there.
     """
-    whole = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    whole = nbytes_of(dtype, shape)
     offset, nbytes = place.offset, whole if place.encoded is None else place.encoded
     if offset + nbytes > len(data):
         raise ValueError(f"a tensor of {nbytes} bytes at {offset} reaches past the end, {len(data)}")
     if place.encoded is None:
-        return np.frombuffer(data[offset : offset + nbytes], dtype).reshape(shape)
+        return from_bytes(data[offset : offset + nbytes], dtype, shape)
     if whole > zeros.MOST * nbytes:
         raise ValueError(f"{nbytes} bytes can't encode {whole}")
-    buffer = np.empty(whole + ALIGNMENT, np.uint8)
+    buffer = _aligned(whole)
+    zeros.decode(data[offset : offset + nbytes], buffer.view("u1" if dtype.name in HALVES else dtype))
+    return from_bytes(buffer.data, dtype, shape)
+
+
+def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A copy whose data is `ALIGNMENT`-aligned."""
+    copy = _aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _aligned(nbytes: int) -> np.ndarray[Any, Any]:
+    buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
-    decoded = buffer[start : start + whole].view(dtype).reshape(shape)
-    zeros.decode(data[offset : offset + nbytes], decoded)
-    return decoded
+    return buffer[start : start + nbytes]

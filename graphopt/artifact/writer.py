@@ -17,15 +17,26 @@ from graphopt.artifact import manifest
 from graphopt.artifact.container import Digest, content, pack
 from graphopt.artifact.executable import Executable
 from graphopt.artifact.host import instruction_sets, machine_of
-from graphopt.artifact.manifest import Manifest, MemberSpec, PartSpec, TensorSpec, VariantSpec, WeightSpec
+from graphopt.artifact.manifest import (
+    Manifest,
+    MemberSpec,
+    PackedSpec,
+    PartSpec,
+    StoredSpec,
+    TensorSpec,
+    VariantSpec,
+    WeightSpec,
+)
 from graphopt.artifact.reading import FILES, LIBRARY, REPORT
-from graphopt.artifact.store import GRAPH_WEIGHTS, WEIGHTS, Store, raw
+from graphopt.artifact.store import GRAPH_WEIGHTS, WEIGHTS, Store
 from graphopt.atomic import atomic_write
+from graphopt.packed import to_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graphopt.base import Part, Program, Variant
+    from graphopt.packed import Packed
 
 
 def write(
@@ -82,10 +93,10 @@ def _write(
     from graphopt.graph import declared_dims
 
     stores = {WEIGHTS: Store(), GRAPH_WEIGHTS: Store()}
-    weights = {name: _weight(array, stores[WEIGHTS]) for name, array in program.weights.items()}
+    weights = {name: _weight(name, array, program.packed, stores[WEIGHTS]) for name, array in program.weights.items()}
     parts = [_part(part, f"parts/{index:03d}") for index, part in enumerate(program.parts)]
     extra = {
-        f"{k}:{name}": _weight(array, stores[WEIGHTS])
+        f"{k}:{name}": _weight(name, array, variant.packed, stores[WEIGHTS])
         for k, variant in enumerate(program.variants)
         for name, array in variant.weights.items()
     }
@@ -144,9 +155,19 @@ def _variant(variant: Variant, index: int) -> VariantSpec:
     return VariantSpec(sizes=variant.sizes, entry=variant.entry, parts=parts)
 
 
-def _weight(array: np.ndarray[Any, Any], store: Store) -> WeightSpec:
-    place = store.add(partial(raw, array), array.itemsize)
-    return WeightSpec(dtype=array.dtype.name, shape=list(array.shape), offset=place.offset, encoded=place.encoded)
+def _weight(name: str, array: np.ndarray[Any, Any], packed: Mapping[str, Packed], store: Store) -> WeightSpec:
+    few = packed.get(name)
+    if few is None:
+        return _stored(array, store)
+    q, scale, zero = (_stored(part, store) for part in (few.q, few.scale, few.zero))
+    return PackedSpec(
+        shape=list(array.shape), q=q, scale=scale, zero=zero, axis=few.axis, block=few.block, steps=few.steps
+    )
+
+
+def _stored(array: np.ndarray[Any, Any], store: Store) -> StoredSpec:
+    place = store.add(partial(to_bytes, array), array.itemsize)
+    return StoredSpec(dtype=array.dtype.name, shape=list(array.shape), offset=place.offset, encoded=place.encoded)
 
 
 def _ordered(specs: list[TensorSpec], names: list[str]) -> list[TensorSpec]:

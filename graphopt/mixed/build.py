@@ -161,6 +161,7 @@ def _assembled(
             features.update(part.cpu_features)
             kernels.update({f"{index}/{name}": row for name, row in kernels_of(part.report).items()})
             reports.append({key: value for key, value in part.report.items() if key != "kernels"})
+            whole.packed.update({f"{index}/{name}": few for name, few in part.packed.items()})
             whole.files.update({f"{index}/{name}": data for name, data in part.files.items()})
         else:
             reports.append({"onnxruntime": len(section.nodes)})

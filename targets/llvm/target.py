@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from tvm import tirx
 
+    from graphopt.packed import Packed
     from graphopt.targets.llvm.cpu import Cpu
     from graphopt.targets.llvm.plan.choice import Choice, Choices
     from graphopt.targets.lowering import Lowered
@@ -47,11 +49,12 @@ class Llvm(Target):
         from graphopt.targets.llvm.link import to_library
         from graphopt.targets.llvm.pipeline import compile_module
 
-        cpu, lowered, kernels, choices = self.lower(model)
+        cpu, lowered, kernels, choices = self.lower(model, unpack=True)
         compiled = compile_module(lowered, kernels, cpu, self.threads != 1)
         return Program(
             library=to_library(compiled.executable, cpu.triple),
             weights=lowered.weights,
+            packed=_smaller(choices.packed, lowered.weights),
             inputs=lowered.inputs,
             outputs=lowered.outputs,
             cpu_features=sorted(cpu.features),
@@ -76,8 +79,11 @@ class Llvm(Target):
         cpu = resolve(self.mcpu)
         return 7 if saturates(cpu.lanes, cpu.features) else 8
 
-    def lower(self, model: ir.Model) -> tuple[Cpu, Lowered, dict[str, tirx.PrimFunc], Choices]:
-        """The CPU, the module for it, the kernels that the module calls, and how they were chosen; see `build`."""
+    def lower(self, model: ir.Model, unpack: bool = False) -> tuple[Cpu, Lowered, dict[str, tirx.PrimFunc], Choices]:
+        """The CPU, the module for it, the kernels that the module calls, and how they were chosen; see `build`.
+
+        `unpack`: the program's loader makes weights of few bits float32, so that no run has to.
+        """
         from graphopt.artifact.runtime import available_threads
         from graphopt.targets.llvm.cpu import resolve
         from graphopt.targets.llvm.plan import plan, turn
@@ -91,12 +97,12 @@ class Llvm(Target):
         if self.tune:
             check_here(cpu)
         kernels: dict[str, tirx.PrimFunc] = {}
-        choices = Choices()
+        choices = Choices(unpack=unpack)
 
         def onto_kernels(canonical: ir.Model) -> None:
             sum_in_float32(canonical)
             if self.tune:
-                met = Choices()
+                met = Choices(unpack=unpack)
                 plan(canonical.clone(), cpu, parallel, met)
                 choices.known = tune(met.problems, cpu, self.threads or available_threads())
             kernels.update(plan(canonical, cpu, parallel, choices))
@@ -121,6 +127,12 @@ class Llvm(Target):
             "named": [name for name, named in named_cpus().items() if linker(named.triple)],
             "no_linker_for": [name for name, named in named_cpus().items() if not linker(named.triple)],
         }
+
+
+def _smaller(packed: Mapping[str, Packed], weights: Mapping[str, np.ndarray]) -> dict[str, Packed]:
+    """Those of `packed` that are smaller than the weights, and make the very same."""
+    found = {name: few for name, few in packed.items() if name in weights and few.nbytes < weights[name].nbytes}
+    return {name: few for name, few in found.items() if np.array_equal(few.array(), weights[name])}
 
 
 def _described(choice: Choice) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def kernels_of(model) -> list[str]:
     return [symbol.rsplit("_", 1)[0] for symbol in found]
 
 
+def stored(program) -> int:
+    """Bytes of the weights in the artifact."""
+    return sum(program.packed.get(name, array).nbytes for name, array in program.weights.items())
+
+
 def same(model, mcpu, counts=(1, 4, 9)) -> None:
     program = Llvm(mcpu=mcpu, threads=1).build(model, Context())
     rank, k = len(model.graph.inputs[0].shape), model.graph.inputs[0].shape[-1]
@@ -90,8 +95,54 @@ def test_a_block_larger_than_the_inner_dimension_and_one_that_splits_bytes(dtype
 def test_the_artifact_holds_four_bits():
     model = dense("uint4", 512, 256, 32, True, False)
     program = Llvm(threads=1).build(model, Context())
-    assert sum(a.nbytes for a in program.weights.values()) <= 512 * 256 // 2 + 2 * 4 * 16 * 256 + 4 * 256
+    assert stored(program) <= 512 * 256 // 2 + 2 * 4 * 16 * 256 + 4 * 256
     assert kernels_of(model) == ["few_bits"]
+
+
+@pytest.mark.parametrize(("rows", "n", "stay"), [("N,3", 1024, True), ("N,3", 256, False), ("N,16", 1024, False)])
+def test_large_weights_stay_few_bits_in_memory_for_few_rows(rows, n, stay):
+    model = dense("uint4", 256, n, 32, True, False, rows=rows)
+    program = Llvm(threads=1).build(model, Context())
+    (account,) = program.report["integer"].values()
+    assert ("stay 4 bits" in account) == stay
+    assert any(symbol.startswith("few_bits") for symbol in program.report["kernels"]) == stay
+    assert (len(program.packed) == 1) == (not stay)
+    assert stored(program) <= 256 * n // 2 + 5 * 8 * n + 4 * n
+
+
+@pytest.mark.parametrize("mcpu", ["native", "x86-64-v3"])
+@pytest.mark.parametrize(
+    ("weight", "attributes", "x", "y"),
+    [
+        ((40, 24, 3, 3), "pads=[1,1,1,1]", "1,24,12,13", "1,40,12,13"),  # Winograd
+        ((40, 24, 3, 3), "strides=[2,2]", "1,24,13,13", "1,40,6,6"),
+        ((36, 12, 3, 2), "group=2", "1,24,8,9", "1,36,6,8"),
+        ((40, 24, 64), "strides=[4]", "1,24,104", "1,40,11"),
+        ((40, 24, 5), "pads=[2,2]", "1,24,70", "1,40,70"),  # Winograd along lines
+        ((128, 1, 3, 3), "group=128, pads=[1,1,1,1]", "1,128,9,9", "1,128,9,9"),
+        ((48, 24, 1, 1), "", "1,24,9,9", "1,48,9,9"),
+    ],
+)
+def test_convolutions_are_dequantized_when_loaded(weight, attributes, x, y, mcpu):
+    """As fast as float32, and in the file as small as in the model: the very program that float32 weights give."""
+    rng = np.random.default_rng(0)
+    dims = ",".join(map(str, weight))
+    model = from_text(
+        f"""<ir_version: 10, opset_import: ["": 21]>
+        g (float[{x}] x, float[{dims}] w) => (float[{y}] y) {{ y = Conv<{attributes}>(x, w) }}""".replace("<>", ""),
+        w=rng.standard_normal(weight).astype(np.float32),
+    )
+    quantized, _ = apply(QuantizeWeights(bits=4), model)
+    program = Llvm(mcpu=mcpu, threads=1).build(quantized, Context())
+    assert set(program.report["kernels"]) == set(Llvm(mcpu=mcpu, threads=1).build(model, Context()).report["kernels"])
+    assert len(program.packed) == 1
+    assert stored(program) < (0.4 if weight[1] == 1 else 0.19) * 4 * np.prod(weight) + 4 * 48
+    feeds = {"x": rng.standard_normal([int(d) for d in x.split(",")]).astype(np.float32)}
+    with assemble(program, target="llvm", before=model, after=quantized, report={}) as executable:
+        for name, array in executable.weights.items():
+            np.testing.assert_array_equal(array, program.weights[name])
+        want, got = oracle.run(quantized, feeds)["y"], executable.run(feeds)["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
 def test_matmul_nbits_uses_the_kernel_in_any_opset():
@@ -127,7 +178,7 @@ def test_convolutions_of_single_positions(bits, residual):
     quantized, _ = apply(QuantizeWeights(bits=bits), model)
     assert "few_bits" in kernels_of(quantized)
     program = Llvm(threads=1).build(quantized, Context())
-    assert sum(a.nbytes for a in program.weights.values()) < 40 * 40 * 4 * (0.5 if bits == 4 else 0.65)
+    assert stored(program) < 40 * 40 * 4 * (0.5 if bits == 4 else 0.65)
     with assemble(program, target="llvm", before=model, after=quantized, report={}) as executable:
         for n in (1, 3):
             feeds = {"x": rng.standard_normal((n, 40, 5, 7)).astype(np.float32)}

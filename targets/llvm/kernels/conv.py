@@ -11,11 +11,13 @@ Weights are packed to [blocks, KH, KW, CI, lanes]: the inner loop reads them in 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
+from graphopt.packed import Steps, pad, reshape, run, transpose
 from graphopt.targets.llvm.kernels import beside, tile
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, prefetch
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
@@ -24,12 +26,17 @@ from graphopt.targets.llvm.kernels.window import Conv as Conv
 
 def pack(weight: np.ndarray[Any, Any], lanes: int, group: int = 1) -> np.ndarray[Any, Any]:
     """[CO, CI/group, KH, KW] -> [group, blocks, KH, KW, CI/group, lanes], channels past CO/group zero."""
-    co, ci, kh, kw = weight.shape
+    return run(weight, packing(weight.shape, lanes, group))
+
+
+def packing(shape: Sequence[int], lanes: int, group: int = 1) -> Steps:
+    """The steps of `pack`."""
+    co, *inner = shape
     blocks = -(-co // group // lanes)
-    padded = np.zeros((group, blocks * lanes, ci, kh, kw), np.float32)
-    padded[:, : co // group] = weight.reshape(group, co // group, ci, kh, kw)
-    split = padded.reshape(group, blocks, lanes, ci, kh, kw)
-    return np.ascontiguousarray(split.transpose(0, 1, 4, 5, 3, 2))
+    return (
+        reshape(group, co // group, *inner), pad(1, blocks * lanes), reshape(group, blocks, lanes, *inner),
+        transpose(0, 1, 4, 5, 3, 2),
+    )  # fmt: skip
 
 
 def pack_bias(bias: np.ndarray[Any, Any] | None, co: int, lanes: int, group: int = 1) -> np.ndarray[Any, Any]:

@@ -7,11 +7,13 @@ multiplied into all the outputs it belongs to.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
+from graphopt.packed import Steps, reshape, run, transpose
 from graphopt.targets.llvm.kernels.conv import Conv, row_range
 from graphopt.targets.llvm.kernels.emit import (
     Expr,
@@ -29,7 +31,13 @@ from graphopt.targets.llvm.kernels.epilogue import Epilogue
 
 def pack(weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """[C, 1, KH, KW] -> [KH, KW, C]."""
-    return np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0))
+    return run(weight, packing(weight.shape))
+
+
+def packing(shape: Sequence[int]) -> Steps:
+    """The steps of `pack`."""
+    c, _, kh, kw = shape
+    return reshape(c, kh, kw), transpose(1, 2, 0)
 
 
 def make(c: Conv, isa: Isa, epilogue: Epilogue, parallel: bool, name: str = "depthwise") -> tirx.PrimFunc:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from graphopt.packed import Steps, pad, reshape, run, transpose
 from graphopt.targets.llvm.kernels import tile
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, i64, load, loop, prefetch, when
 from graphopt.targets.llvm.kernels.epilogue import Epilogue
@@ -55,11 +56,13 @@ class Gemm:
 
 def pack(weight: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
     """[K, CO] -> [blocks, K, lanes], columns past CO zero."""
-    k, co = weight.shape
+    return run(weight, packing(*weight.shape, lanes))
+
+
+def packing(k: int, co: int, lanes: int) -> Steps:
+    """The steps of `pack`."""
     blocks = -(-co // lanes)
-    padded = np.zeros((k, blocks * lanes), np.float32)
-    padded[:, :co] = weight
-    return np.ascontiguousarray(padded.reshape(k, blocks, lanes).transpose(1, 0, 2))
+    return pad(1, blocks * lanes), reshape(k, blocks, lanes), transpose(1, 0, 2)
 
 
 def make(

@@ -9,11 +9,13 @@ sums wait in the output.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
+from graphopt.packed import Steps, reshape, run
 from graphopt.targets.llvm.kernels import beside, conv, tile
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Expr, Isa, function, load, loop, runs, scratch, splat, store
@@ -30,7 +32,12 @@ def applies(c: Conv) -> bool:
 
 def pack(weight: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
     """[CO, CI, 1, KW] -> [blocks, KW * CI, lanes], channels past CO zero."""
-    return conv.pack(weight, lanes).reshape(-1, weight.shape[3] * weight.shape[1], lanes)
+    return run(weight, packing(weight.shape, lanes))
+
+
+def packing(shape: Sequence[int], lanes: int) -> Steps:
+    """The steps of `pack`."""
+    return *conv.packing(shape, lanes), reshape(-(-shape[0] // lanes), shape[3] * shape[1], lanes)
 
 
 def make(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from graphopt.packed import Steps, multiply, pad, reshape, run, transpose
 from graphopt.targets.llvm.kernels import tile
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import (
@@ -43,13 +44,16 @@ SHARED_FROM = 4  # blocks to share out among threads; fewer large ones are share
 
 def pack(weight: np.ndarray[Any, Any], lanes: int, scheme: Scheme = F4) -> np.ndarray[Any, Any]:
     """[CO, CI, 3, 3] -> G g G^T as [(m+2)^2, blocks, CI, lanes], channels past CO zero; computed in float64."""
-    co, ci = weight.shape[:2]
-    g = np.array(scheme.g)
-    u = np.einsum("ir,ocrs,js->ijco", g, weight.astype(np.float64), g, optimize=True)
-    blocks = -(-co // lanes)
-    padded = np.zeros((scheme.a**2, ci, blocks * lanes), np.float32)
-    padded[:, :, :co] = u.reshape(scheme.a**2, ci, co)
-    return np.ascontiguousarray(padded.reshape(scheme.a**2, ci, blocks, lanes).transpose(0, 2, 1, 3))
+    return run(weight, packing(weight.shape, lanes, scheme))
+
+
+def packing(shape: Sequence[int], lanes: int, scheme: Scheme) -> Steps:
+    """The steps of `pack`."""
+    ci, blocks = shape[1], -(-shape[0] // lanes)
+    return (
+        multiply(2, scheme.g), multiply(3, scheme.g), transpose(2, 3, 1, 0), pad(3, blocks * lanes),
+        reshape(scheme.a**2, ci, blocks, lanes), transpose(0, 2, 1, 3),
+    )  # fmt: skip
 
 
 def make(

@@ -19,12 +19,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
+from graphopt.packed import Steps, multiply, pad, reshape, run, transpose
 from graphopt.targets.llvm.kernels import line, tile
 from graphopt.targets.llvm.kernels.emit import (
     Expr,
@@ -112,14 +114,17 @@ def tiles(c: Conv) -> int:
 
 def pack(weight: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
     """[CO, CI, 1, KW] -> G g as [points, CO / lanes, blocks * CI, lanes], channels past CO zero; made in float64."""
-    co, ci, _, taps = weight.shape
-    s = scheme(taps)
-    cut = np.zeros((co, ci, s.blocks * s.r))
-    cut[..., :taps] = weight[:, :, 0]
-    u = np.einsum("pr,ocbr->pbco", np.array(s.g), cut.reshape(co, ci, s.blocks, s.r))
-    padded = np.zeros((s.a, s.blocks * ci, -(-co // lanes) * lanes), np.float32)
-    padded[..., :co] = u.reshape(s.a, s.blocks * ci, co)
-    return np.ascontiguousarray(padded.reshape(s.a, s.blocks * ci, -1, lanes).transpose(0, 2, 1, 3))
+    return run(weight, packing(weight.shape, lanes))
+
+
+def packing(shape: Sequence[int], lanes: int) -> Steps:
+    """The steps of `pack`."""
+    co, ci, _, taps = shape
+    s, blocks = scheme(taps), -(-co // lanes)
+    return (
+        pad(3, s.blocks * s.r), reshape(co, ci, s.blocks, s.r), multiply(3, s.g), transpose(3, 2, 1, 0),
+        pad(3, blocks * lanes), reshape(s.a, s.blocks * ci, blocks, lanes), transpose(0, 2, 1, 3),
+    )  # fmt: skip
 
 
 def make(

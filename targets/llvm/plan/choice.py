@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from tvm import tirx
 
+from graphopt.packed import Packed
 from graphopt.targets.llvm.kernels import beside, gemm, line, tile, winograd_line
 from graphopt.targets.llvm.kernels.conv import Conv
 from graphopt.targets.llvm.kernels.emit import Isa
@@ -75,7 +76,8 @@ class Choices:
     """`known` choices by the text of the problem; `problems` met and what was `made` of them (by symbol) are noted.
 
     `integer`: name of a quantized layer -> whether it runs on integers, and why. `sparse`: name of a layer with many
-    zeros -> its kernel, and why.
+    zeros -> its kernel, and why. `packed`: name of a float32 constant -> the few bits that it is made of. `unpack`:
+    whether those bits are all that is stored, and the constants are made of them when the program is loaded.
     """
 
     known: Mapping[str, Choice] = dataclasses.field(default_factory=dict[str, Choice])
@@ -83,6 +85,8 @@ class Choices:
     made: dict[str, Choice] = dataclasses.field(default_factory=dict[str, Choice])
     integer: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     sparse: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    packed: dict[str, Packed] = dataclasses.field(default_factory=dict[str, Packed])
+    unpack: bool = False
 
     def choose(self, what: Hashable, problem: Problem) -> Choice:
         """The known choice for `what` (its text says all that matters), else the first candidate."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from tvm import tirx
 
 from graphopt.graph import constant_array
+from graphopt.packed import Steps, reshape, run, transpose
 from graphopt.targets.llvm.kernels import beside, conv, depthwise, gemm, line, winograd, winograd_line
 from graphopt.targets.llvm.kernels import sparse as sparse_kernel
 from graphopt.targets.llvm.kernels.conv import Conv
@@ -96,9 +97,13 @@ def _oriented(node: ir.Node) -> np.ndarray:
 
 def oriented(w: np.ndarray, x: ir.Value) -> np.ndarray:
     """The weight of a convolution of `x` as [CO, CI/group, KH, KW] on twins."""
+    return run(w, _orientation(w, x))
+
+
+def _orientation(w: np.ndarray, x: ir.Value) -> Steps:
     if w.ndim == 3:
-        return w[:, :, None, :]
-    return w.transpose(0, 1, 3, 2) if is_turned(x) else w
+        return (reshape(*w.shape[:2], 1, w.shape[2]),)
+    return (transpose(0, 1, 3, 2),) if is_turned(x) else ()
 
 
 BASES = {"gemm": "conv1x1", "direct": "conv", "winograd-line": "winograd_line"}
@@ -163,6 +168,7 @@ def _make(
 def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels, twins: Twins) -> list[ir.Value]:
     """Weights and bias as the kernel reads them."""
     weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    x = node.inputs[0]
     assert weight is not None
     w, b = _oriented(node), None if bias is None else constant_array(bias)
     lanes, group = kernels.isa.lanes, c.group
@@ -170,27 +176,39 @@ def _weights(node: ir.Node, how: Candidate, c: Conv, kernels: Kernels, twins: Tw
         return sparse.constants(how.pattern, weight, w, kernels, bias, np.zeros(c.co, np.float32) if b is None else b)
     p = beside.columns(c, lanes) if how.algorithm in ("direct", "line") else 1
 
-    def pack() -> np.ndarray:
+    def packing() -> Steps:
         match how.algorithm:
             case "depthwise":
-                return depthwise.pack(w)
+                return depthwise.packing(w.shape)
             case "gemm":
-                return gemm.pack(w[:, :, 0, 0].T, lanes)
+                return reshape(c.co, c.ci), transpose(1, 0), *gemm.packing(c.ci, c.co, lanes)
             case "line":
-                return line.pack(beside.widen(w, p, c.strides[1]), lanes)
+                return line.packing(w.shape, lanes)
             case "winograd-line":
-                return winograd_line.pack(w, lanes)
+                return winograd_line.packing(w.shape, lanes)
             case "direct":
-                return conv.pack(beside.widen(w, p, c.strides[1]), lanes, group)
+                return conv.packing(w.shape, lanes, group)
             case _:
-                return winograd.pack(w, lanes, choice.SCHEMES[how.algorithm])
+                return winograd.packing(w.shape, lanes, choice.SCHEMES[how.algorithm])
 
+    def widened() -> np.ndarray:
+        wide = beside.widen(w, p, c.strides[1])
+        return line.pack(wide, lanes) if how.algorithm == "line" else conv.pack(wide, lanes, group)
+
+    steps = () if p > 1 else packing()
     if how.algorithm == "depthwise":
         lanes, group = 1, 1
     moved = c.strides[1] if p > 1 else 0
     packed = _from_bytes(node, weight, c, kernels, twins) if how.algorithm == "depthwise" else None
     if packed is None:
-        packed = kernels.constant((how.algorithm, weight, lanes, group, p, moved), f"{weight.name}_packed", pack)
+        key, hint = (how.algorithm, weight, lanes, group, p, moved), f"{weight.name}_packed"
+        if p > 1:
+            packed = kernels.constant(key, hint, widened)
+        else:
+            array = constant_array(weight)
+            assert array is not None
+            assert x is not None
+            packed = kernels.packed(key, hint, weight, (*_orientation(array, x), *steps))
     key, repeated = ("bias", bias, c.co, lanes, group, p), None if b is None else np.tile(b, p)
     shift = kernels.constant(key, f"{weight.name}_bias", lambda: conv.pack_bias(repeated, c.co * p, lanes, group))
     return [packed, shift]

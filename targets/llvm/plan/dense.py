@@ -7,6 +7,7 @@ import onnx_ir as ir
 from tvm import tirx
 
 from graphopt.graph import constant_array
+from graphopt.packed import transpose
 from graphopt.targets.llvm.kernels import conv, gemm
 from graphopt.targets.llvm.kernels import sparse as sparse_kernel
 from graphopt.targets.llvm.kernels.gemm import Gemm
@@ -49,7 +50,7 @@ def emit(tail: Tail, g: Gemm, kernels: Kernels, twins: Twins) -> ir.Node:
     transposed = node.attributes.get_int("transB", 0)
     array = constant_array(weight)
     assert array is not None
-    array = array.T if transposed else array
+    array, turned = (array.T, (transpose(1, 0),)) if transposed else (array, ())
 
     def shift() -> np.ndarray:
         b = np.zeros(g.co, np.float32) if tail.bias is None else tail.bias
@@ -75,8 +76,11 @@ def emit(tail: Tail, g: Gemm, kernels: Kernels, twins: Twins) -> ir.Node:
         weights = sparse.constants(how.pattern, weight, layer.weight, kernels, (bias, added, transposed), shift())
     else:
         weights = [
-            kernels.constant(
-                ("dense", weight, lanes, transposed), f"{weight.name}_packed", lambda: gemm.pack(array, lanes)
+            kernels.packed(
+                ("dense", weight, lanes, transposed),
+                f"{weight.name}_packed",
+                weight,
+                (*turned, *gemm.packing(array.shape[0], array.shape[1], lanes)),
             ),
             kernels.constant(
                 ("dense bias", bias, added, g.co, lanes),

@@ -10,9 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from tvm import tirx
 
-from graphopt.graph import add_constant, fresh_name
+from graphopt.graph import add_constant, constant_array, fresh_name
+from graphopt.packed import Steps, run
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan.choice import Candidate, Choices, Problem
+from graphopt.targets.llvm.plan.weights import packed_of
 from graphopt.targets.lowering.support import EXTERNAL
 
 PARALLEL_FROM = 1 << 18
@@ -64,6 +66,16 @@ class Kernels:
         if key not in self._constants:
             self._constants[key] = add_constant(self.graph, hint, make())
         return self._constants[key]
+
+    def packed(self, key: Hashable, hint: str, value: ir.Value, steps: Steps) -> ir.Value:
+        """Likewise the float32 constant `value` after `steps`; the choices note what it is made of, if of few bits."""
+        array = constant_array(value)
+        assert array is not None
+        made = self.constant(key, hint, lambda: run(array, steps))
+        few = packed_of(value)
+        if few is not None:
+            self.choices.packed[str(made.name)] = few.then(steps)
+        return made
 
 
 def call(

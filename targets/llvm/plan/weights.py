@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import add_constant, constant_array
+from graphopt.packed import Packed, along, reshape
 
 Array = np.ndarray[Any, Any]
-BYTES = "graphopt.bytes"
+BYTES, PACKED = "graphopt.bytes", "graphopt.packed"
 LARGE = 1 << 13
 """Elements from which four bytes each count for more than making them of one at each run."""
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -35,7 +36,7 @@ def weight_of(value: ir.Value | None) -> Weight | None:
     axis = node.attributes.get_int("axis", 1)
     if node.attributes.get_int("block_size", 0) or scale.ndim > 1:
         return None
-    values = q.astype(np.int16) - _along(zero.astype(np.int16), q.ndim, axis)
+    values = q.astype(np.int16) - along(zero.astype(np.int16), q.ndim, axis)
     if values.min(initial=0) < -128 or values.max(initial=0) > 127:
         return None
     return Weight(values.astype(np.int8), scale.reshape(-1), axis % q.ndim)
@@ -65,10 +66,10 @@ def bias_of(value: ir.Value | None, unit: Array) -> Array | None:
 def make_float(graph: ir.Graph, node: ir.Node) -> None:
     """Give a weighted `node` its constants as float32: what it needs to run as float."""
     for index, value in enumerate(node.inputs):
-        array = None if value is None or constant_array(value) is not None else float_constant(value)
-        if value is not None and array is not None:
-            real = add_constant(graph, f"{value.name}_float", array)
-            real.meta[BYTES] = weight_of(value)
+        found = None if constant_array(value) is not None else packed_constant(value)
+        if value is not None and found is not None:
+            real = add_constant(graph, f"{value.name}_float", found.array())
+            real.meta[BYTES], real.meta[PACKED] = weight_of(value), found
             node.replace_input_with(index, real)
 
 
@@ -79,22 +80,31 @@ def bytes_of(value: ir.Value) -> Weight | None:
 
 
 def float_constant(value: ir.Value | None) -> Array | None:
-    """A constant, or what a DequantizeLinear makes of constants, as float32."""
+    """A constant, or what a DequantizeLinear (and a Reshape) makes of constants, as float32."""
+    constant, found = constant_array(value), packed_constant(value)
+    return constant if constant is not None or found is None else found.array()
+
+
+def packed_constant(value: ir.Value | None) -> Packed | None:
+    """What a float32 `value` is made of, where that is a DequantizeLinear of constants, or a Reshape of one."""
     producer = None if value is None else value.producer()
+    if value is not None and producer is not None and producer.op_type == "Reshape" and producer.domain == "":
+        inner = packed_constant(producer.inputs[0])
+        static = value.shape is not None and value.shape.is_static()
+        return inner.then([reshape(*value.shape.numpy())]) if inner and value.shape and static else None
     if producer is None or producer.op_type != "DequantizeLinear" or producer.domain != "":
-        return constant_array(value)
+        return None
     q, scale, zero = _constants(producer)
-    blocks = producer.attributes.get_int("block_size", 0)
     if q is None or scale is None or zero is None or scale.dtype != np.float32:
         return None
-    axis = producer.attributes.get_int("axis", 1)
-    if blocks:
-        scale, zero = (np.repeat(a, blocks, axis=axis) if a.ndim else a for a in (scale, zero))
-        cut = tuple(slice(size) for size in q.shape)
-        scale, zero = (a[cut] if a.ndim else a for a in (scale, zero))
-    else:
-        scale, zero = _along(scale, q.ndim, axis), _along(zero, q.ndim, axis)
-    return (q.astype(np.float64) - zero.astype(np.float64)).astype(np.float32) * scale  # float8 too
+    axis = producer.attributes.get_int("axis", 1) % max(1, q.ndim)
+    return Packed(q, scale, zero, axis, producer.attributes.get_int("block_size", 0))
+
+
+def packed_of(value: ir.Value) -> Packed | None:
+    """What `make_float` made `value` of."""
+    found = value.meta.get(PACKED)
+    return found if isinstance(found, Packed) else None
 
 
 def _constants(node: ir.Node) -> tuple[Array | None, Array | None, Array | None]:
@@ -103,11 +113,3 @@ def _constants(node: ir.Node) -> tuple[Array | None, Array | None, Array | None]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         zero = constant_array(node.inputs[2])
     return constant_array(node.inputs[0]), constant_array(node.inputs[1]), zero
-
-
-def _along(parameter: Array, rank: int, axis: int) -> Array:
-    if parameter.size == 1:
-        return parameter.reshape(())
-    shape = [1] * rank
-    shape[axis] = -1
-    return parameter.reshape(shape)

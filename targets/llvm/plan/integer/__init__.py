@@ -18,6 +18,7 @@ from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan.choice import Choices
 from graphopt.targets.llvm.plan.integer import behind, calls, few_bits, pools
 from graphopt.targets.llvm.plan.integer.choose import Estimate, estimate, passes, pays
+from graphopt.targets.llvm.plan.integer.few_bits import Dense
 from graphopt.targets.llvm.plan.integer.layers import Layer
 from graphopt.targets.llvm.plan.integer.loosen import loosen
 from graphopt.targets.llvm.plan.integer.region import Region
@@ -80,7 +81,9 @@ def estimates(found: Mapping[ir.Node, Found], isa: Isa) -> dict[ir.Node, Estimat
 
 def keep_fast(found: Mapping[ir.Node, Found], kernels: Kernels) -> dict[ir.Node, Found]:
     """`found` without the layers that are faster in float; the account of each layer goes to the choices' notes."""
-    known = estimates(found, kernels.isa)
+    known: dict[ir.Node, Estimate | few_bits.Place] = dict(estimates(found, kernels.isa))
+    if kernels.choices.unpack:
+        known.update({last: few_bits.place(f.region) for last, f in found.items() if isinstance(f.region, Dense)})
     for last, guess in known.items():
         kernels.choices.integer[str(found[last].region.nodes[0].name)] = str(guess)
     return {last: item for last, item in found.items() if last not in known or known[last].worth}

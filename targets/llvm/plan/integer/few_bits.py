@@ -1,8 +1,13 @@
-"""Dense layers and 1x1 convolutions on float values whose weights have 8 bits or fewer: these stay so in memory."""
+"""Dense layers and 1x1 convolutions on float values whose weights have 8 bits or fewer: these stay so in memory.
+
+Where a program's weights are unpacked when it is loaded, only large weights that few rows are multiplied with do: what
+such a layer takes goes by the bytes of its weights, what others take by products that float32 kernels are faster at.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +26,8 @@ from graphopt.targets.llvm.plan.layout import Twins, image, replace
 
 Array = np.ndarray[Any, Any]
 BITS = {np.dtype(np.int8): 8, np.dtype(np.uint8): 8, np.dtype(ml_dtypes.int4): 4, np.dtype(ml_dtypes.uint4): 4}
+LARGE = 1 << 20
+"""Bytes of float32 weights from which reading fewer of them pays: they leave no room in a core's cache."""
 RAISED = {np.dtype(np.int8): 128, np.dtype(ml_dtypes.int4): 8}
 
 
@@ -44,6 +51,26 @@ class Dense:
     def value(self) -> ir.Value:
         """The result."""
         return self.nodes[-1].outputs[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Whether a layer's weights stay in few bits in memory (`worth`), and why."""
+
+    worth: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def place(layer: Dense) -> Place:
+    """For a program whose weights are unpacked when it is loaded; open dimensions count as one row."""
+    p = layer.problem
+    rows = math.prod(size for size in p.rows if isinstance(size, int))
+    worth = rows < few_bits.MANY and 4 * p.k * p.co >= LARGE
+    stay = f"stay {p.bits} bits" if worth else f"of {p.bits} bits in the file are float32 once loaded"
+    return Place(worth, f"weights {stay}: {p.k} x {p.co}, read for {rows} row{'' if rows == 1 else 's'}")
 
 
 def find(nodes: Sequence[ir.Node], taken: set[ir.Node]) -> list[Dense]:

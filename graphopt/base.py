@@ -146,7 +146,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A program for some `sizes` of open dimensions: its parts, a single one where all is lowered; weights as a `Program`'s."""
+    """A program for some `sizes` of open dimensions: its parts, a single one where all is lowered; their weights."""
 
     sizes: dict[str, int]
     entry: str

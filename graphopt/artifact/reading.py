@@ -72,7 +72,7 @@ class Artifact:
 
     @property
     def weights(self) -> dict[str, Array]:
-        """The program's weights: views of the mapped file, but for those that lie there without zeros or as few bits."""
+        """The program's weights: views of the mapped file, but for those stored without zeros or in few bits."""
         return {name: self._weight(name, spec) for name, spec in self.manifest.weights.items()}
 
     @property

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from graphopt.artifact.store import raw
 from graphopt.base import Context, Part, Program, Target, Variant
 from graphopt.graph import bind_dims, declared_dims
 from graphopt.graph.dims import cases
 from graphopt.mixed.build import build_one, kernels_of
+from graphopt.packed import to_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ def _fixed(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
 
 
 def _digest(array: np.ndarray[Any, Any]) -> tuple[str, tuple[int, ...], bytes]:
-    return str(array.dtype), array.shape, hashlib.sha256(raw(array)).digest()
+    return str(array.dtype), array.shape, hashlib.sha256(to_bytes(array)).digest()
 
 
 def _add(program: Program, own: Program, sizes: dict[str, int], tensors: dict[Any, np.ndarray]) -> None:

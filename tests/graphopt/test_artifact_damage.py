@@ -134,7 +134,7 @@ def resealed(tmp_path, change, members=None):
         ({"device": "tpu"}, "manifest that can't be used: device"),
         ({"surprise": 1}, "surprise"),
         ({"weights": {"w": {"dtype": "object", "shape": [1], "offset": 0}}}, "object is not a tensor's dtype"),
-        ({"weights": {"w": {"dtype": "int8", "shape": [-1], "offset": 0}}}, "weights.w.shape.0"),
+        ({"weights": {"w": {"dtype": "int8", "shape": [-1], "offset": 0}}}, "weights.w.StoredSpec.shape.0"),
         ({"versions": {"graphopt": "0", "tvm": "0.1", "tvm_ffi": "0"}}, "built with apache-tvm 0.1"),
         ({}, "has no member library.so"),
     ],

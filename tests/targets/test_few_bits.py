@@ -120,7 +120,7 @@ def test_large_weights_stay_few_bits_in_memory_for_few_rows(rows, n, stay):
         ((40, 24, 64), "strides=[4]", "1,24,104", "1,40,11"),
         ((40, 24, 5), "pads=[2,2]", "1,24,70", "1,40,70"),  # Winograd along lines
         ((128, 1, 3, 3), "group=128, pads=[1,1,1,1]", "1,128,9,9", "1,128,9,9"),
-        ((48, 24, 1, 1), "", "1,24,9,9", "1,48,9,9"),
+        ((48, 64, 1, 1), "", "1,64,9,9", "1,48,9,9"),
     ],
 )
 def test_convolutions_are_dequantized_when_loaded(weight, attributes, x, y, mcpu):
@@ -136,7 +136,7 @@ def test_convolutions_are_dequantized_when_loaded(weight, attributes, x, y, mcpu
     program = Llvm(mcpu=mcpu, threads=1).build(quantized, Context())
     assert set(program.report["kernels"]) == set(Llvm(mcpu=mcpu, threads=1).build(model, Context()).report["kernels"])
     assert len(program.packed) == 1
-    assert stored(program) < (0.4 if weight[1] == 1 else 0.19) * 4 * np.prod(weight) + 4 * 48
+    assert stored(program) < (0.55 if weight[1] == 1 else 0.19) * 4 * np.prod(weight) + 4 * 48
     feeds = {"x": rng.standard_normal([int(d) for d in x.split(",")]).astype(np.float32)}
     with assemble(program, target="llvm", before=model, after=quantized, report={}) as executable:
         for name, array in executable.weights.items():

@@ -22,14 +22,14 @@ MAX_DEPTH = 32
 
 
 def check(
-    model: ir.Model, skeleton: onnx.ModelProto | None = None, call: Callable[[bytes, bytes], bytes] = onnx_library.call
+    model: ir.Model, skeleton: onnx.ModelProto | None = None, call: Callable[[bytes, bytes], bytes] | None = None
 ) -> None:
     """Raise `ModelError` naming the culprit unless `model` is valid ONNX.
 
     onnx's full checker (operators, attributes, order, single assignment), and what it does not look at:
     unique and known opset imports, ownership (every used value is produced in scope), names present.
     `skeleton`: that of the model as it is now, where the caller needs it too (see `graphopt.graph.skeleton`); `call`:
-    how onnx is called (see `graphopt.graph.isolated`).
+    how onnx is called, in this process unless told otherwise (see `graphopt.graph.isolated`).
     """
     if not model.graph.outputs:
         raise ModelError("the graph has no outputs, so it computes nothing.")
@@ -41,7 +41,7 @@ def check(
     for tensor in unranked:  # the checker wants a shape there; an unknown rank is no fault
         tensor.shape.SetInParent()
     try:
-        call(onnx_library.CHECK, proto.SerializeToString())
+        (call or onnx_library.call)(onnx_library.CHECK, proto.SerializeToString())
     except ValueError as error:
         raise ModelError(f"not a valid ONNX graph: {' '.join(str(error).split())[:600]}") from error
     for tensor in unranked:

@@ -86,7 +86,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     return normalise(_to_ir(proto, "the model"))
 
 
-def normalise(model: ir.Model, call: Callable[[bytes, bytes], bytes] = onnx_library.call) -> ir.Model:
+def normalise(model: ir.Model, call: Callable[[bytes, bytes], bytes] | None = None) -> ir.Model:
     """Bring `model` into normal form; works on it in place where it can, and returns it. `call`: as for `check`.
 
     Raises:
@@ -121,7 +121,7 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} can't be read: {error.strerror or error}.") from error
 
 
-def _to_ir(proto: onnx.ModelProto, who: str, call: Callable[[bytes, bytes], bytes] = onnx_library.call) -> ir.Model:
+def _to_ir(proto: onnx.ModelProto, who: str, call: Callable[[bytes, bytes], bytes] | None = None) -> ir.Model:
     """`proto` in the IR, its opset raised where needed; `who` names it in errors."""
     if not proto.HasField("graph") or not proto.opset_import or proto.ir_version < 1:
         raise ModelError(f"{who} is not an ONNX model: it has no graph, opset or IR version.")
@@ -141,7 +141,7 @@ def _nothing(_: logging.LogRecord) -> bool:
     return False
 
 
-def _raise_opset(proto: onnx.ModelProto, call: Callable[[bytes, bytes], bytes]) -> onnx.ModelProto:
+def _raise_opset(proto: onnx.ModelProto, call: Callable[[bytes, bytes], bytes] | None) -> onnx.ModelProto:
     """Convert an ai.onnx opset below `MIN_OPSET` up to it; models of other domains alone are left as they are."""
     import onnx
 
@@ -152,7 +152,7 @@ def _raise_opset(proto: onnx.ModelProto, call: Callable[[bytes, bytes], bytes]) 
     if version >= MIN_OPSET:
         return proto
     try:
-        return onnx.ModelProto.FromString(call(onnx_library.CONVERT, proto.SerializeToString()))
+        return onnx.ModelProto.FromString((call or onnx_library.call)(onnx_library.CONVERT, proto.SerializeToString()))
     except ValueError as error:
         raise ModelError(
             f"the model is of opset {version} and can't be raised to {MIN_OPSET}, which graphopt needs: "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def infer_shapes(
-    model: ir.Model, skeleton: onnx.ModelProto | None = None, call: Callable[[bytes, bytes], bytes] = onnx_library.call
+    model: ir.Model, skeleton: onnx.ModelProto | None = None, call: Callable[[bytes, bytes], bytes] | None = None
 ) -> None:
     """Give every value of `model` its inferred type and shape, in place.
 
@@ -31,9 +31,10 @@ def infer_shapes(
 
     proto = skeleton_proto(model) if skeleton is None else skeleton
     try:
-        inferred = onnx.ModelProto.FromString(call(onnx_library.INFER, proto.SerializeToString()))
+        answer = (call or onnx_library.call)(onnx_library.INFER, proto.SerializeToString())
     except ValueError as error:
         raise ModelError(f"the graph's shapes or types contradict each other: {_first_lines(error)}") from error
+    inferred = onnx.ModelProto.FromString(answer)
     _merge(model.graph, inferred.graph, functools.cache(_read))
 
 

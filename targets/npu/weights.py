@@ -61,20 +61,24 @@ def decode(code: Array, size: int) -> Array:
     rest = HEAD + groups * k * (GROUP // 8)
     if k > LARGEST_K or rest > code.size:
         raise ValueError("no block of coded weights")
-    folded = _unary(code[rest:], size) << k
     bits = np.unpackbits(code[HEAD:rest].reshape(groups, k, GROUP // 8), axis=2, bitorder="little")
+    low = np.zeros((groups, GROUP), np.uint8)
     for bit in range(k):
-        folded |= (bits[:, bit] << bit).reshape(-1)[:size]
-    if int(folded.max(initial=0)) > FOLDED.max():
+        low |= bits[:, bit] << bit
+    folded = _unary(code[rest:], size) << k | low.reshape(-1)[:size]
+    if int(folded.max(initial=0)) >= UNFOLDED.size:
         raise ValueError("no block of coded weights")
-    return UNFOLDED[folded] + centre
+    return UNFOLDED.take(folded) + centre
 
 
 def _unary(code: Array, size: int) -> Array:
-    ends = np.flatnonzero(np.unpackbits(code, bitorder="little"))[:size]
+    """How many zeros stand before each of the first `size` ones (int64)."""
+    ends = np.flatnonzero(np.unpackbits(code, bitorder="little").view(np.bool_))[:size]
     if ends.size < size:
         raise ValueError("a block of coded weights is cut short")
-    return np.diff(ends, prepend=-1) - 1
+    counts = ends.copy()
+    counts[1:] -= ends[:-1] + 1
+    return counts
 
 
 def least_bytes(weights: Array, centre: int) -> int:

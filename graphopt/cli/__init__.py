@@ -6,14 +6,16 @@ Exit codes: 0 done; 1 `compare --fail` found too much; 2 usage; 3 model; 4 data;
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from typing import Any
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, UsageError
 
 INTERNAL, INTERRUPTED = 70, 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Interrupts:
@@ -56,6 +58,13 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if isinstance(error, OSError) and (error.errno in FULL or "No usable temporary directory" in str(error)):
+        where = "" if error.filename is None else f" ({error.filename})"
+        return _fail(
+            f"the disk refuses: {error.strerror}{where}. Make room there, or name another folder for temporary files "
+            "in the environment variable TMPDIR.",
+            UsageError.exit_code,
+        )
     return _fail(
         f"this is a bug in graphopt: {type(error).__name__}: {error}. "
         "Set GRAPHOPT_TRACEBACK=1 to see where, and please report it with the command that you ran.",

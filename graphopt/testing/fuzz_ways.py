@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.base import EXACT, Pass, tolerance
 from graphopt.data.random import random_feeds
 from graphopt.debug.checks import GOOD, Verdict
 from graphopt.errors import DataError, GraphoptError, LoweringError, ModelError
@@ -64,10 +65,20 @@ def _passes(model: ir.Model, feeds: Sequence[Outputs], wanted: Sequence[Outputs]
         except GraphoptError as error:
             return Verdict(True, f"{pass_.name}: {type(error).__name__}", str(error))
         if result.steps[0].changed:
-            verdict = keeps(model, pass_, feeds[0], wanted[0])(result.model)
+            verdict = keeps(model, _as_exact_as_onnxruntime(pass_, model), feeds[0], wanted[0])(result.model)
             if verdict.bad:
                 return verdict
     return GOOD
+
+
+def _as_exact_as_onnxruntime(pass_: Pass, model: ir.Model) -> Pass:
+    """In float16 onnxruntime itself rounds otherwise where a value has one reader less: no pass can be exact."""
+    import onnx_ir as ir
+
+    half = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.inputs)
+    if not half or pass_.preserves != EXACT:
+        return pass_
+    return type("Rounded", (type(pass_),), {"preserves": tolerance(1e-5)})()
 
 
 def _optimised(model: ir.Model, feeds: Sequence[Outputs], wanted: Sequence[Outputs], seed: int) -> Verdict:

@@ -7,9 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from graphopt.errors import LoweringError
+from graphopt.errors import LoweringError, UsageError
 
 WAY_OUT = "install g++ or clang (Debian: `apt install g++`), or name one in the environment variable CXX"
+ROOM = 16 << 20
+"""Bytes that object files, the library and what the linker keeps beside them may take."""
 
 
 def linker(triple: str) -> str | None:
@@ -28,6 +30,7 @@ def to_library(executable: Any, triple: str) -> bytes:
 
     Raises:
         LoweringError: if there is no linker for `triple`, or it fails.
+        UsageError: if there is no room for temporary files.
     """
     from tvm.support import cc
 
@@ -40,8 +43,25 @@ def to_library(executable: Any, triple: str) -> bytes:
 
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         path = Path(folder) / "model.so"
+        _check_room(Path(folder))
         try:
             executable.export_library(str(path), fcompile=link, workspace_dir=folder)
         except RuntimeError as error:
             raise LoweringError(f"{command} could not link the compiled model: {error}") from error
         return path.read_bytes()
+
+
+def _check_room(folder: Path) -> None:
+    """LLVM ends the process where it can't write its object files: find out before it does."""
+    probe = folder / "probe"
+    try:
+        with open(probe, "wb") as file:
+            for _ in range(ROOM >> 20):
+                file.write(bytes(1 << 20))
+    except OSError as error:
+        raise UsageError(
+            f"there is no room for the {ROOM >> 20} MB of temporary files that compiling takes: {error.strerror} in "
+            f"{folder.parent}. Make room there, or name another folder in the environment variable TMPDIR."
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)

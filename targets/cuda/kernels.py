@@ -12,6 +12,8 @@ from tvm.relax import transform
 from tvm.s_tir import dlight
 
 from graphopt.errors import LoweringError
+from graphopt.targets.cuda.half import sum_in_float32
+from graphopt.targets.cuda.tensor_cores import TensorCores
 from graphopt.targets.lowering.origins import Origin, origins_of_functions
 
 IS_SCHEDULED = "tirx.is_scheduled"
@@ -41,7 +43,6 @@ def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.I
     """
     fuse = tvm.transform.Sequential(
         [
-            transform.DecomposeOpsForInference(),
             transform.CanonicalizeBindings(),
             transform.DeadCodeElimination(),
             relax.backend.DispatchSampling(),
@@ -53,6 +54,7 @@ def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.I
         ]
     )
     with _tvm("turn every operator into loops"):
+        module, sources = sum_in_float32(transform.DecomposeOpsForInference()(module), sources)
         fused = fuse(module)
     origins = origins_of_functions(fused, sources)
     finish = [transform.FuseTIR(), transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
@@ -70,6 +72,7 @@ def schedule(
         LoweringError: naming each kernel no rule fits, the ONNX nodes it computes, and why.
     """
     rules = [
+        TensorCores(),
         dlight.gpu.Matmul(),
         dlight.gpu.GEMV(),
         dlight.gpu.Reduction(),

@@ -26,6 +26,7 @@ def works(
     loops: Mapping[str, tvm.tirx.PrimFunc],
     launched: Mapping[str, Sequence[Launch]],
     origins: Mapping[str, Origin],
+    rules: Mapping[str, str],
 ) -> list[Work]:
     """What each function that the model calls has to do: `loops` before scheduling, `launched` after it."""
     from graphopt.targets.cuda.work import moved_bytes, output_elements
@@ -37,6 +38,7 @@ def works(
             macs=round(origins[name].macs_per_element * output_elements(loops[name])),
             moved=moved_bytes(loops[name]),
             blocks=max(launch.blocks for launch in launched[name]),
+            tensor_cores=rules[name] == "TensorCores",
         )
         for name in launched
         if name in origins

@@ -64,7 +64,7 @@ class Cuda(Target):
             outputs=lowered.outputs,
             device="cuda",
             files=_files(source, binaries),
-            report=report(binaries, rules, origins, launched, works(loops, launched, origins)),
+            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules)),
         )
 
     @classmethod

@@ -1,0 +1,54 @@
+"""Products of float16 are summed in float32, as tensor cores do, and rounded to float16 once at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from graphopt.targets.lowering.origins import Origin
+
+
+def sum_in_float32(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.IRModule, dict[str, Origin]]:
+    """Each ``matmul`` of float16 becomes one that gives float32, then a cast to float16.
+
+    Also gives `sources` with the arithmetic at the product, and none at the cast that took its name.
+    """
+    origins = dict(sources)
+    for variable, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            mutator: Any = _Sums(module)
+            mutator.products = {}
+            mutator.builder_.update_func(variable, mutator.visit_expr(function))
+            module = mutator.builder_.get()
+            for product, name in mutator.products.items():
+                if name in sources:
+                    origins[product] = sources[name]
+                    origins[name] = dataclasses.replace(sources[name], macs_per_element=0.0)
+    return module, origins
+
+
+@relax.expr_functor.mutator
+class _Sums(relax.PyExprMutator):
+    """`products`: name of the variable of a product in float32 -> that of the binding it was taken from."""
+
+    products: dict[str, str]
+    binding = ""
+
+    def visit_var_binding_(self, binding: Any) -> None:
+        self.binding = str(binding.var.name)
+        super().visit_var_binding_(binding)
+
+    def visit_call_(self, op: Any) -> Any:
+        call: Any = self.visit_expr_post_order(op)
+        if getattr(call.op, "name", "") != "relax.matmul":
+            return call
+        if any(str(argument.ty.dtype) != "float16" for argument in call.args):
+            return call
+        wide = relax.op.matmul(*call.args, out_dtype="float32")
+        product: Any = self.builder_.emit(wide, name_hint=f"{self.binding}_float32")
+        self.products[str(product.name)] = self.binding
+        return relax.op.astype(product, "float16")

@@ -1,0 +1,134 @@
+"""Matrix products of float16 on tensor cores, summed in float32: a schedule for ``C[s,i,j] += A[s,i,k] * B[s,j,k]``.
+
+A block of 4 warps computes a tile of 64 x 64 in steps of 32 along k: the tiles of A and B go into shared memory, each
+warp multiplies 32 x 32 of the result by 16 x 16 x 16 fragments (NVIDIA, "CUDA C++ Programming Guide", wmma). Sizes
+that are no multiples of the tile are padded with zeros as they are loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import s_tir, tirx
+from tvm.s_tir.dlight.analysis import get_root_block
+from tvm.s_tir.dlight.gpu.matmul import get_index_map, get_reduction_blocks
+
+FRAGMENT, WARP = 16, 32
+WARPS_I, WARPS_J, FRAGMENTS_I, FRAGMENTS_J, FRAGMENTS_K = 2, 2, 2, 2, 2
+TILE_I, TILE_J, TILE_K = WARPS_I * FRAGMENTS_I * FRAGMENT, WARPS_J * FRAGMENTS_J * FRAGMENT, FRAGMENTS_K * FRAGMENT
+
+
+class TensorCores:
+    """A rule in the manner of dlight's."""
+
+    def apply(self, function: tirx.PrimFunc, target: Any, _: bool) -> s_tir.Schedule | None:
+        """The schedule, or None for a function that is no product of float16."""
+        schedule = s_tir.Schedule(function, error_render_level="none")
+        blocks: Any = get_reduction_blocks(schedule, schedule.get_child_blocks(get_root_block(schedule)))
+        if not blocks or not _is_half(schedule.get(blocks[0])):
+            return None
+        return _schedule(schedule, blocks[0])
+
+
+def _is_half(block: Any) -> bool:
+    read, written = {str(r.source.dtype) for r in block.reads}, {str(w.source.dtype) for w in block.writes}
+    return read == {"float16"} and written == {"float32"}
+
+
+def _schedule(sch: Any, main: Any) -> Any:
+    from graphopt.targets.cuda.wmma import COMPUTE, INIT, LOAD, STORE  # parsed on import: seconds
+
+    reads = [sch.reindex(main, ("read", index)) for index in (0, 1)]
+    written = sch.reindex(main, ("write", 0))
+    maps = get_index_map(sch.get(main))
+    if maps is None:
+        return None
+    of_product, of_a, of_b, of_c = maps
+    sch.transform_layout(reads[0], ("write", 0), of_a)
+    sch.transform_layout(reads[1], ("write", 0), of_b)
+    sch.transform_layout(written, ("read", 0), of_c)
+    sch.transform_block_layout(main, of_product)
+    sch.pad_einsum(main, [1, TILE_I, TILE_J, TILE_K])
+
+    batch, i, j, k = sch.get_loops(main)
+    i, i_in = sch.split(i, [None, FRAGMENT])
+    j, j_in = sch.split(j, [None, FRAGMENT])
+    k, k_in = sch.split(k, [None, FRAGMENT])
+    sch.reorder(i, j, k, i_in, j_in, k_in)
+    inner, outer = main, sch.blockize(i_in)
+    i0, i1, i2 = sch.split(i, [None, WARPS_I, FRAGMENTS_I])
+    j0, j1, j2 = sch.split(j, [None, WARPS_J, FRAGMENTS_J])
+    k0, k1 = sch.split(k, [None, FRAGMENTS_K])
+    sch.reorder(i0, j0, i1, j1, k0, k1, i2, j2)
+    warp = sch.fuse(i1, j1)
+    for loop, tag in ((batch, "blockIdx.z"), (i0, "blockIdx.x"), (j0, "blockIdx.y"), (warp, "threadIdx.y")):
+        sch.bind(loop, tag)
+
+    shared = [_to_shared(sch, outer, index, k0) for index in (0, 1)]
+    for block in shared:
+        _inline_producers(sch, block)
+    fragments = [sch.cache_read(outer, index, f"wmma.matrix_{'ab'[index]}") for index in (0, 1)]
+    for block in fragments:
+        sch.compute_at(block, k1)
+    staged = sch.cache_write(outer, 0, "shared")
+    sch.storage_align(staged, 0, -2, 16, 4)
+    store = sch.cache_write(outer, 0, "wmma.accumulator")
+    sch.reverse_compute_at(store, warp)
+    sch.reverse_compute_at(staged, warp)
+    start = sch.decompose_reduction(outer, k0)
+
+    for block, name in zip(fragments, LOAD, strict=True):
+        sch.tensorize(_by_fragments(sch, block), name)
+    sch.tensorize(_by_fragments(sch, store), STORE)
+    sch.tensorize(sch.get_loops(sch.get_child_blocks(start)[0])[-2], INIT)
+    sch.tensorize(sch.get_loops(inner)[-3], COMPUTE)
+
+    _inline_consumers(sch, staged)
+    fused = sch.fuse(*sch.get_loops(staged)[-2:])
+    _, lane, vector = sch.split(fused, [None, WARP, 4])
+    sch.bind(lane, "threadIdx.x")
+    sch.vectorize(vector)
+    return sch
+
+
+def _to_shared(sch: Any, outer: Any, index: int, at: Any) -> Any:
+    """The tile of operand `index` loaded by all threads together; rows 8 halves longer, against bank conflicts."""
+    block = sch.cache_read(outer, index, "shared")
+    sch.compute_at(block, at)
+    fused = sch.fuse(*sch.get_loops(block)[-2:])
+    _, warp, lane, vector = sch.split(fused, [None, WARPS_I * WARPS_J, WARP, 8])
+    sch.bind(warp, "threadIdx.y")
+    sch.bind(lane, "threadIdx.x")
+    sch.vectorize(vector)
+    sch.storage_align(block, 0, axis=-2, factor=16, offset=8)
+    return block
+
+
+def _by_fragments(sch: Any, block: Any) -> Any:
+    """The last two loops of `block` cut into fragments; the loop over one."""
+    i, j = sch.get_loops(block)[-2:]
+    i0, i1 = sch.split(i, [None, FRAGMENT])
+    j0, j1 = sch.split(j, [None, FRAGMENT])
+    sch.reorder(i0, j0, i1, j1)
+    sch.unroll(i0)
+    sch.unroll(j0)
+    return i1
+
+
+def _inline_producers(sch: Any, block: Any) -> None:
+    while producers := sch.get_producers(block):
+        for producer in producers:
+            sch.compute_inline(producer)
+
+
+def _inline_consumers(sch: Any, block: Any) -> None:
+    """Each step after the product into the copy out of shared memory; what such a step reads besides, into the step."""
+    while consumers := sch.get_consumers(block):
+        consumer = consumers[0]
+        for producer in sch.get_producers(consumer):
+            if sch.get(producer) != sch.get(block):
+                sch.compute_inline(producer)
+        if len(consumers) == 1 and not sch.get_consumers(consumer):
+            sch.reverse_compute_inline(consumer)
+        else:
+            sch.compute_inline(consumer)

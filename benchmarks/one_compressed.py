@@ -44,9 +44,9 @@ class Measured:
         self.reference = models.get(asked.model)
         self.model = api.open_model(self.reference.path())
         self.example = self.reference.example(asked.batch)
-        self.free = free_sizes(self.model, self.example)
         if asked.fixed:
-            self.model = api.open_model(self.model, self.free)
+            self.model = api.open_model(self.model, free_sizes(self.model, self.example))
+        self.free = free_sizes(self.model, self.example)
         self.plain = api.run_pipeline(self.model, PRESETS["O2"], verify=False).model
 
     @cached_property

@@ -70,8 +70,8 @@ BUDGETS = {
     "minilm-l3": "macs=0.8,samples=360,rows=4096",
 }
 """How much of a model stays; half of the multiply-accumulates where nothing is said. Found on other labelled samples
-than those reported on (`ReferenceModel.selection`; `graphopt prune --evaluation MODEL`); but those of digits and mnist
-were set after both scores had been seen.
+than those reported on (`ReferenceModel.selection`; `graphopt prune --evaluation MODEL`); but those of digits, mnist
+and the recogniser were set with scores on the reported ones in view.
 """
 FIXED = ("minilm-l3",)
 """Models whose free dimensions get their sizes before, for their shapes are computed from one another's: what can be

@@ -28,6 +28,7 @@ Array = np.ndarray[Any, Any]
 # Targets whose libraries call back into graphopt: the module whose `register()` makes that possible. A fixed
 # table: a module named by a file would be code taken from data.
 _RUNTIMES = {"npu": "graphopt.targets.npu.runtime"}
+_EXPORTS = ("metal", "opencl", "rocm", "webgpu")
 
 
 def load(path: str | Path, threads: int | None = None) -> Executable:
@@ -54,7 +55,13 @@ class Executable(Artifact):
         """Verify `file` and load its library and weights; see `load`."""
         super().__init__(file, name)
         check_host(self.manifest, name)
-        runtime = _RUNTIMES.get(self.manifest.target.partition("{")[0])
+        target = self.manifest.target.partition("{")[0]
+        if target in _EXPORTS:
+            raise ArtifactError(
+                f"{name} is a source-level export for {target}, which graphopt does not run: its kernels are "
+                f"{', '.join(self.files)} in the artifact (graphopt.artifact.read(path).read_file(name))."
+            )
+        runtime = _RUNTIMES.get(target)
         if runtime is not None:
             importlib.import_module(runtime).register()
         self._session: Session | Parts | None

@@ -44,7 +44,11 @@ PASSES: dict[str, str] = {
 TARGETS: dict[str, str] = {
     "cuda": "graphopt.targets.cuda:Cuda",
     "llvm": "graphopt.targets.llvm:Llvm",
+    "metal": "graphopt.targets.export:Metal",
     "npu": "graphopt.targets.npu:Npu",
+    "opencl": "graphopt.targets.export:Opencl",
+    "rocm": "graphopt.targets.export:Rocm",
+    "webgpu": "graphopt.targets.export:Webgpu",
 }
 ENTRY_POINTS = "graphopt.passes"
 

@@ -1,4 +1,4 @@
-"""Source-level exports: kernels for GPUs other than NVIDIA's, as TVM writes them; graphopt neither runs nor checks them."""
+"""Source-level exports: kernels for other GPUs than NVIDIA's, as TVM writes them, neither run nor checked."""
 
 from graphopt.targets.export.target import Metal, Opencl, Rocm, Webgpu
 

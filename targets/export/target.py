@@ -36,7 +36,7 @@ class Export(Target):
         """Write `model`'s kernels; the host code that would launch them is for this kind of CPU.
 
         Raises:
-            LoweringError: naming each operator that can't be lowered or scheduled; or TVM can't write this language here.
+            LoweringError: naming each operator that can't be lowered or scheduled; or this can't be written here.
         """
         import tvm
         from tvm import relax
@@ -92,7 +92,7 @@ def _source(executable: tvm.runtime.Executable, kind: str) -> str:
     waiting, found = [executable.mod], list[str]()
     while waiting:
         module = waiting.pop()
-        waiting += module.imports
+        waiting.extend(module.imports)
         if module.kind == kind:
             found.append(module.inspect_source())
     return "".join(found)

@@ -36,7 +36,7 @@ def saved(tmp_path_factory):
 def test_an_export_holds_its_language_and_is_refused_to_run(name, saved, tmp_path):
     _, file, word = WRITTEN[name]
     out = tmp_path / "net.gopt"
-    done = CliRunner().invoke(app, ["compile", str(saved), "--target", name, "-O0", "-o", str(out)])
+    done = CliRunner().invoke(app, ["compile", str(saved), "--target", name, "-O0", "--no-fallback", "-o", str(out)])
     assert done.exit_code == 0, done.output
     made = artifact.read(out)
     assert made.files == [file]

@@ -21,7 +21,8 @@ def test_digits_by_agreement_and_by_the_labels_of_a_reference_model(graphopt, tm
     if printed["chosen"] is not None:  # a busy machine may find nothing faster
         assert printed["chosen"]["measured"] <= 0.97
         assert cost(load(out)).macs < 0.8 * cost(open_model(models.get("digits").path())).macs
-    done = graphopt(*base, "--tries", "1", "--evaluation", "digits", "-p", "fold-batch-norm,prune-channels{criterion=random}")
+    passes = "fold-batch-norm,prune-channels{criterion=random}"
+    done = graphopt(*base, "--tries", "1", "--evaluation", "digits", "-p", passes)
     assert "To repeat: -p 'fold-batch-norm" in done.out
     assert "accuracy on 300 samples" in done.out
 

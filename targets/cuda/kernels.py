@@ -72,7 +72,7 @@ def schedule(
         LoweringError: naming each kernel no rule fits, the ONNX nodes it computes, and why.
     """
     rules = [
-        TensorCores(),
+        *([TensorCores()] if target.kind.name == "cuda" else []),  # pyright: ignore[reportAttributeAccessIssue]  # wmma is CUDA's
         dlight.gpu.Matmul(),
         dlight.gpu.GEMV(),
         dlight.gpu.Reduction(),

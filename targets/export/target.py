@@ -89,7 +89,8 @@ class Export(Target):
 
 def _source(executable: tvm.runtime.Executable, kind: str) -> str:
     """All kernels of the executable's modules of `kind`."""
-    waiting, found = [executable.mod], list[str]()
+    waiting: list[Any] = [executable.mod]
+    found: list[str] = []
     while waiting:
         module = waiting.pop()
         waiting.extend(module.imports)

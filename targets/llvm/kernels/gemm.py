@@ -56,7 +56,8 @@ class Gemm:
 
 def pack(weight: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
     """[K, CO] -> [blocks, K, lanes], columns past CO zero."""
-    return run(weight, packing(*weight.shape, lanes))
+    k, co = weight.shape
+    return run(weight, packing(k, co, lanes))
 
 
 def packing(k: int, co: int, lanes: int) -> Steps:

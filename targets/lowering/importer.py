@@ -107,8 +107,8 @@ class _Importer(ONNXGraphImporter):
         if isinstance(result, relax.Call):
             result = self.bb.emit(result, name_hint=str(node.name))
             self.sources[result.name] = origin(node)
-        if len(node.outputs) == 1 and isinstance(result.ty, relax.TupleType):  # BatchNormalization; TVM sees to it in
-            result = relax.TupleGetItem(result, 0)  # the main graph alone
+        if len(node.outputs) == 1 and isinstance(result, relax.Tuple):  # BatchNormalization; TVM sees to it in
+            result = result.fields[0]  # the main graph alone
         return self._shaped(result, node.outputs[0])
 
     def _shaped(self, result: Any, value: ir.Value) -> Any:

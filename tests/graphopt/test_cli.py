@@ -99,7 +99,9 @@ def test_inspect_and_diff(model: Path, plugin: Path, tmp_path: Path, graphopt):
 def test_lists(plugin: Path, graphopt):
     names = [p["name"] for p in graphopt("passes", "--plugin", plugin, "--json").json]
     assert {"fold-batch-norm", "insert-qdq", "prune-magnitude", "substitute-distilled", "relu-to-max"} <= set(names)
-    assert [t["name"] for t in graphopt("targets", "--json").json] == ["cuda", "llvm", "npu"]
+    assert [t["name"] for t in graphopt("targets", "--json").json] == [
+        "cuda", "llvm", "metal", "npu", "opencl", "rocm", "webgpu"
+    ]  # fmt: skip
     assert "digits" in [m["name"] for m in graphopt("models", "list", "--json").json]
     assert "oneOf" in json.dumps(graphopt("passes", "--schema").json)
 

@@ -168,15 +168,16 @@ def test_resizes_that_tvm_gets_wrong(case: str):
     )
 
 
-def test_a_resize_that_keeps_corners_with_a_broken_size_follows_onnx():
-    """onnxruntime takes the whole size here, ONNX (and its reference) the product: 2.4 of 4 * 0.6."""
-    text = """<ir_version: 9, opset_import: ["": 19]> g (float[1,1,2,4] x) => (float[1,1,1,2] y) {
-        scales = Constant<value_floats=[1.0, 1.0, 0.6, 0.6]>()
-        y = Resize<mode="linear", coordinate_transformation_mode="align_corners">(x, , scales)
-    }"""
-    x = np.arange(1, 9, dtype=np.float32).reshape(1, 1, 2, 4)
-    got = graphopt.compile(from_text(text), "llvm{threads=1}", fallback=False).run({"x": x})["y"]
-    np.testing.assert_allclose(got, [[[[1.0, 3.142857]]]], rtol=1e-5)
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+def test_a_resize_that_keeps_corners_goes_by_whole_sizes(mode: str):
+    """As onnxruntime, the oracle, does; ONNX's reference takes the product: 2.4 of 4 * 0.6."""
+    agrees(
+        f"""g (float[1,1,2,4] x) => (float[1,1,1,2] y) {{
+            scales = Constant<value_floats=[1.0, 1.0, 0.6, 0.6]>()
+            y = Resize<mode="{mode}", coordinate_transformation_mode="align_corners">(x, , scales)
+        }}""",
+        {"x": np.arange(1, 9, dtype=np.float32).reshape(1, 1, 2, 4)},
+    )
 
 
 def test_running_sums_and_reversed_sequences():

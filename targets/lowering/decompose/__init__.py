@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphopt.graph import infer_shapes
-from graphopt.targets.lowering.decompose import elementwise, indexed, loops, reductions, resize, transforms
+from graphopt.targets.lowering.decompose import elementwise, indexed, loops, reductions, transforms
 from graphopt.targets.lowering.nodes import take_place
 
 Results = list[ir.Value | None] | None
@@ -17,7 +17,6 @@ REWRITES: dict[str, Callable[[ir.Node], Results]] = {
     **indexed.REWRITES,
     **loops.REWRITES,
     **reductions.REWRITES,
-    **resize.REWRITES,
     **transforms.REWRITES,
 }
 """Operator -> what stands for each of its outputs (None for one that is not there), or None to leave the node."""

@@ -34,16 +34,6 @@ def write_out_resizes(model: ir.Model) -> None:
         infer_shapes(model)
 
 
-def _corners(node: ir.Node) -> list[ir.Value | None] | None:
-    """Corners kept with scales that give no whole size: no kernel knows it."""
-    corners = node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "align_corners"
-    result = _by_matrices(node) if corners and delicate(node) else None
-    return None if result is None else [result]
-
-
-REWRITES = {"Resize": _corners}
-
-
 def delicate(node: ir.Node) -> str | None:
     """Why TVM's Resize would not do: it computes positions from the two sizes alone."""
     into, scales = sizes(node.outputs[0]), operand(node, 2)
@@ -56,7 +46,7 @@ def delicate(node: ir.Node) -> str | None:
         return "some axes or their ratio kept"
     if mode not in KNOWN:
         return f"coordinate_transformation_mode={mode}"
-    factors = constant_array(scales)
+    factors = constant_array(scales) if mode != "align_corners" else None  # onnxruntime too goes by the sizes there
     if factors is not None and factors.size and shape is not None and into is not None:
         exact = [np.isclose(size * f, out, rtol=1e-6) for size, f, out in zip(shape, factors, into, strict=False)]
         return None if all(exact) else "scales that give no whole sizes"
@@ -101,6 +91,8 @@ def _array(node: ir.Node, index: int) -> np.ndarray[Any, Any] | None:
 
 def _factors(node: ir.Node, shape: list[int], into: list[int], axes: list[int]) -> list[float] | None:
     scales = _array(node, 2)
+    if node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "align_corners":
+        return [into[axis] / shape[axis] for axis in axes]
     if scales is not None:
         return [float(f) for f in scales]
     if _array(node, 3) is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from graphopt.base import Context
-from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.errors import ArtifactError, GraphoptError, LoweringError
 from graphopt.testing.cuda_emulation.translate import to_cpp
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _CHECKED = ["-DCHECKED", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-erro
 _SOURCE = "kernels.cu"
 
 
-class EmulationError(GraphoptError):
+class EmulationError(LoweringError):
     """A kernel did on the emulated device what CUDA forbids, or can't be emulated."""
 
 

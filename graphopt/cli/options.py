@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -40,6 +40,15 @@ Calibration = Annotated[
     Path | None,
     typer.Option(help="Unlabelled inputs: an .npz or a folder of them.", rich_help_panel=PIPELINE),
 ]
+KEPT = "What is kept"
+MaxDrop = Annotated[float, typer.Option(min=0.0, help="How far the metric may fall, absolute.", rich_help_panel=KEPT)]
+Metric = Annotated[
+    Literal["accuracy", "agreement"] | None,
+    typer.Option(
+        help="Of an .npz: 'accuracy', or 'agreement' with the original, without labels.", rich_help_panel=KEPT
+    ),
+]
+Labels = Annotated[str, typer.Option(help="The array of the .npz that holds class numbers.", rich_help_panel=KEPT)]
 Dims = Annotated[
     list[str] | None,
     typer.Option(

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from graphopt.models.base import Evaluation
     from graphopt.passes.channels.search import Found
 
-KEPT = "What is kept"
 HELD_OUT = 0.25
 
 
@@ -31,21 +30,12 @@ def prune(
         typer.Option(
             help="Data for the metric: an .npz of inputs and labels, or a reference model. "
             "Without: agreement with the original on a quarter of the calibration data.",
-            rich_help_panel=KEPT,
+            rich_help_panel=o.KEPT,
         ),
     ] = None,
-    max_drop: Annotated[
-        float, typer.Option(min=0.0, help="How far the metric may fall, absolute.", rich_help_panel=KEPT)
-    ] = 0.01,
-    metric: Annotated[
-        Literal["accuracy", "agreement"] | None,
-        typer.Option(
-            help="Of an .npz: 'accuracy', or 'agreement' with the original, without labels.", rich_help_panel=KEPT
-        ),
-    ] = None,
-    labels: Annotated[
-        str, typer.Option(help="The array of the .npz that holds class numbers.", rich_help_panel=KEPT)
-    ] = "labels",
+    max_drop: o.MaxDrop = 0.01,
+    metric: o.Metric = None,
+    labels: o.Labels = "labels",
     target: Annotated[str, typer.Option(help="What the speed is measured on, one thread by default.")] = (
         "llvm{threads=1}"
     ),

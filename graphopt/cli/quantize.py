@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from graphopt.models.base import Evaluation
     from graphopt.passes.precision import Search
 
-KEPT = "What is kept"
-
 
 def quantize(
     model: o.ModelIn,
@@ -26,21 +24,12 @@ def quantize(
         str,
         typer.Option(
             help="Data for the metric, other than for calibration: an .npz of inputs and labels, or a reference model.",
-            rich_help_panel=KEPT,
+            rich_help_panel=o.KEPT,
         ),
     ],
-    max_drop: Annotated[
-        float, typer.Option(min=0.0, help="How far the metric may fall, absolute.", rich_help_panel=KEPT)
-    ] = 0.01,
-    metric: Annotated[
-        Literal["accuracy", "agreement"] | None,
-        typer.Option(
-            help="Of an .npz: 'accuracy', or 'agreement' with the float model, without labels.", rich_help_panel=KEPT
-        ),
-    ] = None,
-    labels: Annotated[
-        str, typer.Option(help="The array of the .npz that holds class numbers.", rich_help_panel=KEPT)
-    ] = "labels",
+    max_drop: o.MaxDrop = 0.01,
+    metric: o.Metric = None,
+    labels: o.Labels = "labels",
     pipeline: o.Pipeline = None,
     recipe: o.Recipe = None,
     preset: o.Preset = None,
@@ -50,7 +39,7 @@ def quantize(
         typer.Option(
             "--target",
             help="Compile and time each mixture for this target, such as llvm; default: times are estimated.",
-            rich_help_panel=KEPT,
+            rich_help_panel=o.KEPT,
         ),
     ] = None,
     dim: o.Dims = None,

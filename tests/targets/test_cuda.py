@@ -396,7 +396,9 @@ def test_schedules_of_a_trained_model_compute_what_onnxruntime_computes():
 
 def _stub(folder: Path) -> None:
     """libcuda.so.1 and libcudart.so.13 that write launches down."""
-    code = Path(__file__).parent / "cuda_stub" / "cuda.c"
+    from graphopt.testing import cuda_emulation
+
+    code = Path(cuda_emulation.__file__).parent / "native" / "driver.c"
     (folder / "versions").write_text("libcudart.so.13 { global: *; };")
     common = [shutil.which("cc") or "gcc", "-shared", "-fPIC", "-w", str(code)]
     driver = ["-DDRIVER", "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1")]

@@ -102,30 +102,29 @@ def search(
         raise UsageError(f"a drop is not negative: {max_drop}.")
     before, after = list(passes[: where[0]]), list(passes[where[0] + 1 :])
     original = run(model, before, context).model
-    base, whole = measure(original), cost(original)
+    base = measure(original)
     tried: list[Tried] = []
     kept: dict[int, tuple[list[Pass], ir.Model]] = {}
     low, high = LEAST, 1.0
-    for _ in range(tries):
+    for index in range(tries):
         asked = float(f"{(low * high) ** 0.5:.3g}")
         chosen = [dataclasses.replace(pruning, macs=asked), *after]
         result = run(original, chosen, context).model
-        now = cost(result)
-        parts = now.macs / max(whole.macs, 1), now.parameters / max(whole.parameters, 1)
-        tried.append(Tried(asked, measure(result), *parts))
+        tried.append(_tried(asked, original, result, measure(result)))
         if tried[-1].metric >= base - max_drop - 1e-9:
-            kept[len(tried) - 1], high = ([*before, *chosen], result), asked
+            kept[index], high = ([*before, *chosen], result), asked
         else:
             low = asked
-    timed = beside(original) if kept else None
-    for index, (_, result) in kept.items():
-        assert timed is not None
-        speed = timed(result)
-        tried[index] = dataclasses.replace(
-            tried[index], predicted=speed.predicted, measured=speed.measured, ms=speed.ms
-        )
-    times = {index: tried[index].measured or 1.0 for index in kept}
-    best = min(times, key=lambda index: times[index], default=None)
-    if best is None or times[best] > FASTER:
+    if kept:
+        timed = beside(original)
+        for index, (_, result) in kept.items():
+            tried[index] = dataclasses.replace(tried[index], **dataclasses.asdict(timed(result)))
+    best = min(kept, key=lambda index: tried[index].measured or 1.0, default=None)
+    if best is None or (tried[best].measured or 1.0) > FASTER:
         return Found(base, tried, None, before, original)
     return Found(base, tried, tried[best], *kept[best])
+
+
+def _tried(asked: float, original: ir.Model, result: ir.Model, metric: float) -> Tried:
+    now, whole = cost(result), cost(original)
+    return Tried(asked, metric, now.macs / max(whole.macs, 1), now.parameters / max(whole.parameters, 1))

@@ -98,57 +98,74 @@ def search(
     Raises:
         UsageError: the pipeline has no insert-qdq, or the drop is negative.
     """
-    where = [i for i, p in enumerate(passes) if isinstance(p, InsertQdq)]
-    if not where:
+    if not any(isinstance(p, InsertQdq) for p in passes):
         raise UsageError("mixed precision needs a pipeline with insert-qdq, such as --preset int8.")
     if max_drop < 0:
         raise UsageError(f"a drop is not negative: {max_drop}.")
     quantized = run(model, passes, context).model
     twin = float_twin(quantized, "mixed precision")
     base = measure(twin)
-    whole = time(twin)
-    batches = context.needs_calibration("mixed precision")
-    noises = sensitivity(quantized, batches, samples, "mixed precision")
+    noises = sensitivity(quantized, context.needs_calibration("mixed precision"), samples, "mixed precision")
     candidates = [n.node for n in noises if _weighted(quantized, n.node)]
     won = _won(quantized, candidates, time) if gains is None else gains(quantized, twin, candidates)
-    slower = [name for name, gain in won.items() if gain <= 0]
     order = sorted((n for n in noises if won.get(n.node, 0) > 0), key=lambda n: -(10 ** (-n.output / 10)) / won[n.node])
-    names = [n.node for n in order]
-    frontier: list[Point] = []
-    best: tuple[Point, list[Pass], ir.Model] | None = None
-
-    def attempt(floats: Sequence[str]) -> bool:
-        nonlocal best
-        chosen = _excluding(passes, where, floats)
-        result = run(model, chosen, context).model
-        point = Point(tuple(floats), measure(result), time(result) / whole if whole else 1.0)
-        frontier.append(point)
-        kept = point.metric >= base - max_drop - 1e-9
-        if kept and (best is None or point.time < best[0].time):
-            best = point, chosen, result
-        return kept
-
-    kept = attempt([])
+    tries = _Tries(model, passes, context, measure, time, base - max_drop, time(twin))
+    slower = [name for name, gain in won.items() if gain <= 0]
+    kept = tries.keeps([])
     if slower:
-        kept_without = attempt(slower)
-        if frontier[1].time <= frontier[0].time or kept_without > kept:
+        kept_without = tries.keeps(slower)
+        if tries.frontier[1].time <= tries.frontier[0].time or kept_without > kept:
             kept = kept_without
         else:
             slower = []
     if not kept:
-        low, high = 0, len(names)  # `low` floats are too few; `high` leave no integers to do harm
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if attempt([*slower, *names[:middle]]) else (middle, high)
-        floats = names[:high]
-        for name in sorted(floats[:-1], key=lambda n: -won[n])[:RETURNS] if best is not None else ():
-            fewer = [n for n in floats if n != name]
-            if attempt([*slower, *fewer]):
-                floats = fewer
-    if best is None or best[0].time >= 1.0:
-        without = [p for i, p in enumerate(passes) if i not in where]
-        return Search(base, frontier, None, without, twin, noises, slower, won)
-    return Search(base, frontier, best[0], best[1], best[2], noises, slower, won)
+        _fewest(tries, slower, [n.node for n in order], won)
+    if tries.best is None or tries.best[0].time >= 1.0:
+        without = [p for p in passes if not isinstance(p, InsertQdq)]
+        return Search(base, tries.frontier, None, without, twin, noises, slower, won)
+    return Search(base, tries.frontier, *tries.best, noises, slower, won)
+
+
+@dataclasses.dataclass
+class _Tries:
+    """Every assignment that was measured (`frontier`), and of those whose metric is at least `least` the fastest."""
+
+    model: ir.Model
+    passes: Sequence[Pass]
+    context: Context
+    measure: Callable[[ir.Model], float]
+    time: Callable[[ir.Model], float]
+    least: float
+    whole: float
+    frontier: list[Point] = dataclasses.field(default_factory=list[Point])
+    best: tuple[Point, list[Pass], ir.Model] | None = None
+
+    def keeps(self, floats: Sequence[str]) -> bool:
+        """Measures the model with these nodes left float; whether it keeps the metric."""
+        chosen = [_excluding(p, floats) for p in self.passes]
+        result = run(self.model, chosen, self.context).model
+        share = self.time(result) / self.whole if self.whole else 1.0
+        point = Point(tuple(floats), self.measure(result), share)
+        self.frontier.append(point)
+        kept = point.metric >= self.least - 1e-9
+        if kept and (self.best is None or point.time < self.best[0].time):
+            self.best = point, chosen, result
+        return kept
+
+
+def _fewest(tries: _Tries, slower: Sequence[str], names: Sequence[str], won: Mapping[str, float]) -> None:
+    """How many of `names`, in order, have to be float beside `slower`; the cheapest are tried as integers again."""
+    low, high = 0, len(names)  # `low` floats are too few; `high` leave no integers to do harm
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if tries.keeps([*slower, *names[:middle]]) else (middle, high)
+    if tries.best is None:
+        return
+    floats = list(names[:high])
+    for name in sorted(floats[:-1], key=lambda n: -won[n])[:RETURNS]:
+        fewer = [n for n in floats if n != name]
+        if tries.keeps([*slower, *fewer]):
+            floats = fewer
 
 
 def _weighted(model: ir.Model, name: str) -> bool:
@@ -162,10 +179,8 @@ def _won(quantized: ir.Model, names: Sequence[str], time: Callable[[ir.Model], f
     return {name: time(float_twin(quantized, "mixed precision", keep=all_names - {name})) - whole for name in names}
 
 
-def _excluding(passes: Sequence[Pass], where: Sequence[int], names: Sequence[str]) -> list[Pass]:
-    chosen = list(passes)
-    for i in where:
-        pass_ = chosen[i]
-        assert isinstance(pass_, InsertQdq)
-        chosen[i] = dataclasses.replace(pass_, exclude=(*pass_.exclude, *(glob.escape(name) for name in names)))
-    return chosen
+def _excluding(pass_: Pass, names: Sequence[str]) -> Pass:
+    """The same pass, leaving these nodes float if it is insert-qdq."""
+    if not isinstance(pass_, InsertQdq):
+        return pass_
+    return dataclasses.replace(pass_, exclude=(*pass_.exclude, *(glob.escape(name) for name in names)))

@@ -1,11 +1,17 @@
+"""What the tests of the passes share. The folder is on the path so that they can import `qdq`."""
+
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from graphopt.testing import from_text
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 BATCH_NORM = "BatchNormalization({x}, g{n}, b{n}, m{n}, v{n})"
 
@@ -17,6 +23,11 @@ def random_weight(name: str, shape: list[int], dtype: np.dtype, rng: np.random.G
     if name.startswith(("v", "d")):
         return rng.uniform(0.5, 2.0, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_whatever_ran_before(monkeypatch):
+    monkeypatch.setattr("qdq.RNG", np.random.default_rng(0))
 
 
 @pytest.fixture

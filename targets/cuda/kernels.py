@@ -15,6 +15,7 @@ from graphopt.errors import LoweringError
 from graphopt.targets.cuda.half import sum_in_float32
 from graphopt.targets.cuda.tensor_cores import TensorCores
 from graphopt.targets.lowering.origins import Origin, origins_of_functions
+from graphopt.targets.lowering.size_order import sizes_in_order
 
 IS_SCHEDULED = "tirx.is_scheduled"
 
@@ -29,6 +30,7 @@ TO_VIRTUAL_MACHINE = tvm.transform.Sequential(
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),
         transform.VMShapeLower(),
+        sizes_in_order,
         transform.AttachGlobalSymbol(),
     ]
 )

@@ -17,6 +17,7 @@ from graphopt.targets.llvm.schedule import schedule_module
 from graphopt.targets.lowering.identities import exact_identities
 from graphopt.targets.lowering.lower import Lowered
 from graphopt.targets.lowering.origins import Origin, origins_of_functions
+from graphopt.targets.lowering.size_order import sizes_in_order
 
 UNCHECKED = {"tirx.disable_assert": True}
 """Kernels don't check the types and shapes of arguments once more, ``main`` has: a third of the compile time."""
@@ -111,6 +112,7 @@ def to_virtual_machine() -> tvm.transform.Pass:
             transform.LowerRuntimeBuiltin(),
             transform.ComputePrimValue(),
             transform.VMShapeLower(),
+            sizes_in_order,
             transform.AttachGlobalSymbol(),
             tvm.transform.module_pass(without_aliases, opt_level=0),
         ]

@@ -20,6 +20,7 @@ from graphopt.targets.lowering.converters import CONVERTERS
 from graphopt.targets.lowering.open_sizes import agreeing
 from graphopt.targets.lowering.origins import Origin, origin
 from graphopt.targets.lowering.shape_chains import MAX_ELEMENTS
+from graphopt.targets.lowering.size_order import keep_order
 from graphopt.targets.lowering.support import EXTERNAL, explain, refusal
 
 
@@ -32,6 +33,7 @@ def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[An
     Raises:
         LoweringError: naming every node whose conversion failed, and TVM's reason.
     """
+    keep_order()
     importer = _Importer(model)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

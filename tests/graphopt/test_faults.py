@@ -103,11 +103,9 @@ def test_killed_while_it_writes_the_scratch_file_is_all_that_is_left(tmp_path: P
 
 @pytest.mark.parametrize("names", ["ab", pytest.param("abb", marks=pytest.mark.slow)])
 def test_compilers_at_once_give_the_same_bytes_and_leave_whole_files(names: str, tmp_path: Path):
-    """With sizes bound, in processes of their own; where two write one place, one of their files is there whole."""
+    """In processes of their own; where two write one place, one of their files is there whole."""
     places = [tmp_path / f"{name}.gopt" for name in names]
-    at_once = [
-        command("compile", str(DIGITS), "-O1", "--no-verify", "--dim", "N=1", "-o", str(place)) for place in places
-    ]
+    at_once = [command("compile", str(DIGITS), "-O1", "--no-verify", "-o", str(place)) for place in places]
     for process in at_once:
         _, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
@@ -166,9 +164,7 @@ def test_damaged_two_hundred_ways_a_real_artifact_is_refused(tmp_path: Path):
 @pytest.mark.slow
 def test_eight_compilers_at_once_give_the_same_bytes(tmp_path: Path):
     places = [tmp_path / f"{k}.gopt" for k in range(8)]
-    at_once = [
-        command("compile", str(DIGITS), "-O3", "--no-verify", "--dim", "N=1", "-o", str(place)) for place in places
-    ]
+    at_once = [command("compile", str(DIGITS), "-O3", "--no-verify", "-o", str(place)) for place in places]
     for process in at_once:
         _, err = process.communicate(timeout=500)
         assert process.returncode == 0, err

@@ -1,0 +1,69 @@
+"""Open sizes in an order that is the same in every process, where TVM goes by addresses of its own objects.
+
+- A kernel takes the open dimensions that are no size of its operands as numbers. TVM's `emit_te` gathers them in a
+  Python set of its variables; `keep_order` has such sets keep the order of insertion.
+- VMShapeLower gathers the sizes that can be computed at one place in one function, which stores each at its own place
+  of the heap of sizes; `sizes_in_order` sorts those stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax, tirx
+
+
+class _Ordered(dict[Hashable, None]):
+    """What `tvm.relax.utils` needs of a set."""
+
+    def add(self, item: Hashable) -> None:
+        self[item] = None
+
+    def update(self, items: Iterable[Hashable]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().update(dict.fromkeys(items))
+
+    def __sub__(self, other: _Ordered) -> list[Hashable]:
+        return [item for item in self if item not in other]
+
+
+def keep_order() -> None:
+    """From now on TVM's `emit_te` and LegalizeOps name open dimensions in the order in which they meet them."""
+    vars(relax.utils)["set"] = _Ordered
+
+
+@tvm.transform.module_pass(opt_level=0)
+def sizes_in_order(module: tvm.IRModule, _: tvm.transform.PassContext | None = None) -> tvm.IRModule:
+    """Let each function that stores sizes store them in the order of their places."""
+    functions = {variable: _sorted(function) for variable, function in module.functions_items()}
+    return tvm.IRModule(functions, attrs=module.attrs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _sorted(function: Any) -> Any:
+    """`function` with its stores sorted, if it is nothing but stores to places that it does not read."""
+    if not isinstance(function, tirx.PrimFunc) or not isinstance(function.body, tirx.SeqStmt):
+        return function
+    stores: list[Any] = list(function.body.seq)
+    if not all(isinstance(store, tirx.BufferStore) and _is_place(store) for store in stores):
+        return function
+    written = {int(store.indices[0]) for store in stores}
+    if len(written) < len(stores) or written & _read(stores):
+        return function
+    return function.with_body(tirx.SeqStmt(sorted(stores, key=lambda store: int(store.indices[0]))))
+
+
+def _read(stores: list[Any]) -> set[int]:
+    found: set[int] = set()
+
+    def add(load: Any) -> None:
+        found.update(int(index) for index in load.indices if isinstance(index, tirx.IntImm))
+
+    for store in stores:
+        tvm_ffi.structural_walk(store, (tvm.ir.TensorLoad, add))
+    return found
+
+
+def _is_place(store: Any) -> bool:
+    return len(store.indices) == 1 and isinstance(store.indices[0], tirx.IntImm)

@@ -79,6 +79,14 @@ def _col2im(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
     return builder.emit_te(gathered, inputs[0])
 
 
+def _sum(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    """One addition after the other: TVM's importer stacks the operands into one tensor first."""
+    total = inputs[0]
+    for operand in inputs[1:]:
+        total = builder.normalize(relax.op.add(total, operand))
+    return total
+
+
 def _product(numbers: Sequence[int]) -> int:
     result = 1
     for number in numbers:
@@ -91,4 +99,5 @@ CONVERTERS: dict[str, Callable[[Builder, ir.Node, Sequence[Any]], Any]] = {
     "Col2Im": _col2im,
     "CumProd": _cumulated_product,
     "ReverseSequence": _reverse_sequence,
+    "Sum": _sum,
 }

@@ -87,12 +87,12 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
     for entry in tensor.external_data:
         if entry.key in ("offset", "length") and not entry.value.isdecimal():
             raise ModelError(f"the tensor {tensor.name!r} lies at {entry.key} {entry.value!r} of a file: not a number.")
-    if tensor.raw_data and dtype != ir.DataType.STRING:
+    size = len(tensor.raw_data)  # a copy of them: once
+    if size and dtype != ir.DataType.STRING:
         need = -(-math.prod(tensor.dims) * dtype.bitwidth // 8)
-        if len(tensor.raw_data) != need:
+        if size != need:
             raise ModelError(
-                f"the tensor {tensor.name!r} has {len(tensor.raw_data)} bytes, and {dtype.name}{list(tensor.dims)} "
-                f"needs {need}."
+                f"the tensor {tensor.name!r} has {size} bytes, and {dtype.name}{list(tensor.dims)} needs {need}."
             )
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.atomic import atomic_write
+
+if TYPE_CHECKING:
+    import onnx
+    from google.protobuf.message import Message
 
 EXTERNAL_ABOVE = 1 << 29
 """Weight bytes above which they go to `NAME.onnx.data` beside the model."""
@@ -32,8 +38,42 @@ def save(model: ir.Model, path: str | Path) -> Path:
         if weight_bytes(model) > EXTERNAL_ABOVE:
             data = path.resolve().with_name(f"{path.resolve().name}.data")
             model = _put_outside(model, files.enter_context(atomic_write(data)), data.name)
-        scratch.write_bytes(ir.to_proto(model).SerializeToString())
+        with scratch.open("wb") as file:
+            file.writelines(_pieces(ir.to_proto(model)))
     return path
+
+
+def _pieces(proto: onnx.ModelProto) -> Iterator[bytes]:
+    """`proto` serialised, each initializer by itself: protobuf's own buffer is copied whenever it has to grow.
+
+    The parts of a message may come in any order, and the fields of one field of it in several pieces. Empties `proto`.
+    """
+    graph = proto.graph
+    tensors = [tensor.SerializeToString() for tensor in graph.initializer]
+    tensor_tag = _tag(graph, "initializer")
+    del graph.initializer[:]
+    fields = [graph.SerializeToString()]
+    for tensor in tensors:
+        fields += [tensor_tag, _varint(len(tensor)), tensor]
+    graph_tag = _tag(proto, "graph")
+    proto.ClearField("graph")
+    yield proto.SerializeToString()
+    yield graph_tag + _varint(sum(map(len, fields)))
+    yield from fields
+
+
+def _tag(message: Message, field: str) -> bytes:
+    """What stands before a message's field that is a message itself: its number, and that its length follows."""
+    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | 2)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; all bytes but the last have the highest bit set."""
+    digits = bytearray()
+    while number > 127:
+        digits.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*digits, number])
 
 
 def to_bytes(model: ir.Model) -> bytes:

@@ -92,7 +92,7 @@ def bias(node: ir.Node, channels: int) -> Array:
     """The bias of a convolution in float64, zeros where it has none."""
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return np.zeros(channels)
-    return weight(node, 2, "bias").array
+    return weight(node, 2, "bias").array.astype(np.float64)
 
 
 def set_bias(plan: Plan, node: ir.Node, w: Weight, array: Array) -> None:
@@ -106,7 +106,7 @@ def gemm_bias(node: ir.Node) -> Array:
     """C of a Gemm in float64, at least one-dimensional."""
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return np.zeros(1)
-    return weight(node, 2, "bias").array
+    return weight(node, 2, "bias").array.astype(np.float64)
 
 
 def set_gemm_bias(plan: Plan, node: ir.Node, w: Weight, array: Array) -> None:

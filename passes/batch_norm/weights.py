@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Weight:
     """Constant input `index` of `node`.
 
-    `array`: its values in float64; `dtype`: the type `node` reads; `quantized`: the DequantizeLinear behind it.
+    `array`: its values, in float64 where they were integers; `dtype`: the type `node` reads; `quantized`: the
+    DequantizeLinear behind it.
     """
 
     node: ir.Node
@@ -42,7 +43,7 @@ def weight(node: ir.Node, index: int, what: str = "weight") -> Weight:
     producer = value.producer() if value is not None else None
     if producer is None or not is_onnx(producer, "DequantizeLinear"):
         array = constant(node, index, what)
-        return Weight(node, index, array.astype(np.float64), array.dtype)
+        return Weight(node, index, array, array.dtype)
     integers, scale, zero = _dequantize_inputs(producer)
     rank, axis = integers.ndim, _axis(producer, integers.ndim)
     spread = [_along(a, axis, rank) for a in (scale, zero)]
@@ -60,7 +61,10 @@ def multiply(plan: Plan, w: Weight, factor: Array) -> None:
         plan.copies.append(w.name)
     if w.quantized is None:
         what = f"weight '{w.name}' of {label(w.node)}"
-        plan.add(feed, w.node, w.index, rounded(w.array * factor, w.dtype, what), f"{w.name}_folded")
+        product = np.empty(w.array.shape, w.dtype)
+        with np.errstate(all="ignore"):  # in float64, rounded once, and without a large array of float64
+            np.multiply(w.array, factor, out=product, dtype=np.float64, casting="unsafe")
+        plan.add(feed, w.node, w.index, _finite(product, what), f"{w.name}_folded")
         return
     arrays, axis = _rescale(w, w.quantized, factor)
     plan.add(feed_dequantized, w.node, w.index, arrays, {"axis": axis}, f"{w.name}_folded")
@@ -69,10 +73,13 @@ def multiply(plan: Plan, w: Weight, factor: Array) -> None:
 def rounded(array: Array, dtype: np.dtype[Any], what: str) -> Array:
     """`array` (float64) rounded once to `dtype`. Raises `Left` naming `what` when a value overflows."""
     with np.errstate(all="ignore"):
-        result = array.astype(dtype)
-    if not np.isfinite(result.astype(np.float64)).all():
-        raise Left(f"the folded {what} overflows {dtype.name}")
-    return result
+        return _finite(array.astype(dtype), what)
+
+
+def _finite(array: Array, what: str) -> Array:
+    if not np.isfinite(array).all():
+        raise Left(f"the folded {what} overflows {array.dtype.name}")
+    return array
 
 
 def _rescale(w: Weight, node: ir.Node, factor: Array) -> tuple[list[Array], int]:

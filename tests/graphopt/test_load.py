@@ -257,6 +257,21 @@ def test_external_weights_that_are_missing_short_or_elsewhere_are_refused(tmp_pa
         load(inner / "m.onnx")
 
 
+def test_the_file_holds_what_the_model_does(tmp_path: Path):
+    branch = "then_branch = a () => (float[N,4] p) { w = Constant<value_floats=[1.0]>() p = Mul(x, w) }"
+    text = f"""<ir_version: 10, opset_import: ["" : 21, "own" : 1], metadata_props: ["by" : "hand"], doc_string: "said">
+        g (float[N,4] x, bool c) => (float[N,4] y, string[2] t)
+        <float[4] b = {{1, 2, 3, 4}}, int64[1] k = {{200}}, string[2] words = {{"a", ""}}> {{
+            d = own.twice(x) e = Add(d, b) f = If(c) <{branch}, else_branch = o () => (float[N,4] q) {{ q = Neg(x) }}>
+            y = Add(e, f) t = Identity(words) }}
+        <domain: "own", opset_import: ["" : 21]> twice (v) => (r) {{ r = Add(v, v) }}"""
+    model = from_proto(onnx.parser.parse_model(text))
+    model.graph.initializers["big"] = ir.val("big", const_value=ir.tensor(np.ones((300, 70), np.float32), name="big"))
+    want = ir.to_proto(model)
+    assert onnx.load(save(model, tmp_path / "m.onnx")) == want
+    assert want.metadata_props[0].value == "hand"
+
+
 def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = normalise(ir.from_proto(proto([RELU])))
     path = save(model, tmp_path / "out.onnx")

@@ -6,7 +6,7 @@ import pytest
 
 from graphopt.passes.eliminate_common import EliminateCommonSubexpressions
 from graphopt.passes.eliminate_identity import EliminateIdentity
-from graphopt.passes.fold_constants import FoldConstants
+from graphopt.passes.fold_constants import PLAIN, FoldConstants
 from graphopt.passes.remove_unused import RemoveUnused
 from graphopt.testing import apply, assert_equivalent, op_types
 
@@ -39,6 +39,24 @@ def test_branch_of_a_constant_condition_is_inlined(build):
     after, _ = apply(FoldConstants(), model)
     assert_equivalent(model, after, rtol=0)
     assert op_types(after) == ["Relu"]
+
+
+def test_the_operators_that_are_not_looked_at_are_those_that_the_folder_has_nothing_for():
+    from onnxscript.optimizer._constant_folding import registry
+
+    simplified = {
+        name for name in PLAIN for version in (13, 17, 21, 23) if registry.lookup_evaluators("", name, version)
+    }
+    assert simplified == {"Add"}  # of sizes, which are integers
+
+
+@pytest.mark.parametrize(("out", "types"), [("float[2,3] y", []), ("float[6] y", ["Reshape"])])
+def test_a_reshape_to_the_same_shape_is_found_among_plain_operators(build, out, types):
+    sizes = out[6 : out.index("]")].split(",")
+    values = {"s": np.array([int(size) for size in sizes], np.int64)}
+    model = build("r = Relu(x) y = Reshape(r, s)", x="float[2,3]", s=f"int64[{len(sizes)}]", out=out, values=values)
+    after, _ = apply(FoldConstants(), model)
+    assert [name for name in op_types(after) if name != "Relu"] == types
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,10 @@ if TYPE_CHECKING:
     from graphopt.pipeline.driver import Result, Step
 
 
-def totals(model: ir.Model) -> dict[str, int]:
-    """Nodes, parameters, weight bytes and multiply-accumulates of a model."""
-    from graphopt.graph.cost import cost
-
-    c = cost(model)
-    return {"nodes": len(c.nodes), "parameters": c.parameters, "weight_bytes": c.weight_bytes, "macs": c.macs}
-
-
 def print_steps(before: ir.Model, result: Result) -> None:
     """A row a pass, the totals before and after, and the reasons for what was left alone."""
+    from graphopt.graph.cost import totals
+
     rows: list[list[str]] = []
     for step in result.steps:
         error = step.facts.get("relative_error")

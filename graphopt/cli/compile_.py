@@ -53,9 +53,10 @@ def compile_(
     from graphopt import artifact
     from graphopt.api import build, open_model, step_report
     from graphopt.atomic import check_writable
-    from graphopt.cli.account import print_steps, totals
+    from graphopt.cli.account import print_steps
     from graphopt.cli.report import first_batch, write_page
     from graphopt.cli.show import print_json, size
+    from graphopt.graph.cost import totals
     from graphopt.pipeline import make_target
     from graphopt.report import of_artifact
 

@@ -34,9 +34,10 @@ def opt(
     from graphopt import graph
     from graphopt.api import open_model, step_report
     from graphopt.atomic import check_writable
-    from graphopt.cli.account import print_steps, totals
+    from graphopt.cli.account import print_steps
     from graphopt.cli.report import first_batch, write_page
     from graphopt.cli.show import print_json
+    from graphopt.graph.cost import totals
     from graphopt.report import of_result
 
     choices = o.Choices(

@@ -90,6 +90,18 @@ def cost(model: ir.Model) -> ModelCost:
     )
 
 
+def totals(model: ir.Model) -> dict[str, int]:
+    """Nodes, parameters, weight bytes and multiply-accumulates of a model: those of `cost`, without an entry a node."""
+    nodes = list(model.graph.all_nodes())
+    constants = {v: t for node in nodes for v in node.inputs if v is not None and (t := constant(v)) is not None}
+    return {
+        "nodes": len(nodes),
+        "parameters": sum(int(tensor.size) for tensor in constants.values()),
+        "weight_bytes": sum(tensor.nbytes for tensor in constants.values()),
+        "macs": sum(map(macs, nodes)),
+    }
+
+
 def macs(node: ir.Node) -> int:
     """Multiply-accumulates of one node; 0 when its shapes are not known."""
     count = _MACS.get(node.op_type)

@@ -126,16 +126,10 @@ class MeasureSize(Quiet):
 
     def after(self, model: ir.Model, step: Step) -> None:
         """Count from shapes; a pass that changed nothing leaves what was."""
-        from graphopt.graph.cost import cost
+        from graphopt.graph.cost import totals
 
         if step.changed:
-            c = cost(model)
-            step.facts["totals"] = {
-                "nodes": len(c.nodes),
-                "parameters": c.parameters,
-                "weight_bytes": c.weight_bytes,
-                "macs": c.macs,
-            }
+            step.facts["totals"] = totals(model)
 
 
 class DumpEach(Quiet):

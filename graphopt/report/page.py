@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from graphopt.graph.cost import cost
+from graphopt.graph.cost import cost, totals
 from graphopt.report import nodes
 from graphopt.report.evidence import Evidence
 from graphopt.report.findings import findings
@@ -32,7 +32,7 @@ def page(evidence: Evidence) -> str:
     spent = {node.name: node.macs for node in cost(before).nodes}
     timed = layers(evidence.by_node, spent) if evidence.by_node is not None else []
     found = nodes.index(unite(evidence.before, evidence.after), timed)
-    totals_before, totals_after = _totals(before), _totals(evidence.after)
+    totals_before, totals_after = totals(before), totals(evidence.after)
     top = [
         findings_section(findings(evidence, found, timed, spent), evidence.notes),
         pipeline_section(evidence, totals_before, totals_after),
@@ -89,11 +89,6 @@ def _finite(data: Any) -> Any:
 def static(name: str) -> str:
     """One of the page's own files."""
     return (resources.files("graphopt.report") / "static" / name).read_text(encoding="utf-8")
-
-
-def _totals(model: Any) -> dict[str, int]:
-    spent = cost(model)
-    return {"nodes": len(spent.nodes), "weight_bytes": spent.weight_bytes, "macs": spent.macs}
 
 
 def _head(evidence: Evidence, before: dict[str, int], after: dict[str, int]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.graph.cost import cost
+from graphopt.graph.cost import cost, totals
 from graphopt.testing import from_text
+from graphopt.testing.random_graphs import random_graph
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 
@@ -85,3 +86,15 @@ def test_a_node_of_unknown_rank_is_listed() -> None:
     total = cost(model)
     assert total.unknown == ["odd", "next"]
     assert total.nodes[0].op == "custom::Odd"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_totals_are_those_of_the_account_by_node(seed: int) -> None:
+    model = random_graph(seed)
+    whole = cost(model)
+    assert totals(model) == {
+        "nodes": len(whole.nodes),
+        "parameters": whole.parameters,
+        "weight_bytes": whole.weight_bytes,
+        "macs": whole.macs,
+    }

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from graphopt.pipeline import Step
 
 PIPELINE = (
-    "fold-batch-norm,substitute-distilled{regions=2,max_error=0.25},"
-    "prune-magnitude{sparsity=0.2,scope=global},insert-qdq"
+    "fold-batch-norm,"
+    'substitute-distilled{student=narrow,regions=2,max_macs=0.5,max_error=0.3,target="llvm{threads=1}"},'
+    "prune-magnitude{sparsity=0.3,scope=global},insert-qdq"
 )
 TARGETS = ("llvm", "cuda", "npu")
 

@@ -1,4 +1,8 @@
+import os
+
 import pytest
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin while they wait; pytest -n has all cores busy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

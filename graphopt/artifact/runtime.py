@@ -188,7 +188,7 @@ class Session:
             result = self._entry(*tensors)
         except (RuntimeError, ValueError, TypeError) as error:
             raise _refused(error) from error
-        return [_array(item) for item in _leaves(result)]
+        return [to_array(item) for item in _leaves(result)]
 
     def between(self, inputs: Sequence[Array]) -> list[Array]:
         """As a call, without copies where that can be: inputs are read where they lie, results are views."""
@@ -222,7 +222,7 @@ class Session:
 
     def _place(self, array: Array) -> Any:
         tensor = to_tensor(array)
-        return tensor if self._device is None else _copy(tensor, self._device)
+        return tensor if self._device is None else copy_to(tensor, self._device)
 
 
 def _compiler() -> contextlib.AbstractContextManager[None]:
@@ -242,7 +242,7 @@ def to_tensor(array: Array) -> Any:
     """The array as a TVM tensor on the CPU: shared where it is contiguous and aligned, else copied."""
     array = carried(array)
     if array.size == 0:
-        return _allocate(array.shape, array.dtype.name, tvm_ffi.device("cpu", 0))
+        return allocate(array.shape, array.dtype.name, tvm_ffi.device("cpu", 0))
     if not (array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT == 0):
         array = _aligned(array)
     carrier = _NOT_IN_DLPACK.get(array.dtype.name)
@@ -282,13 +282,15 @@ def _view(tensor: Any, dtype: str) -> Any:
     return tvm_ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, tensor.shape, tvm_ffi.dtype(dtype), 0)
 
 
-def _allocate(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
+def allocate(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
+    """A tensor on `device`, nothing written to it."""
     allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
     return allocate(tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), device, None)
 
 
-def _copy(tensor: Any, device: Any) -> Any:
-    copy = _allocate(tensor.shape, tensor.dtype, device)
+def copy_to(tensor: Any, device: Any) -> Any:
+    """A tensor of its own on `device`."""
+    copy = allocate(tensor.shape, tensor.dtype, device)
     tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")(tensor, copy)
     return copy
 
@@ -302,10 +304,10 @@ def _view_of(item: Any) -> Array:
     try:
         return np.from_dlpack(item)
     except (AttributeError, BufferError, RuntimeError, TypeError):
-        return _array(item)
+        return to_array(item)
 
 
-def _array(item: Any) -> Array:
+def to_array(item: Any) -> Array:
     """A result as an array of its own; what Relax gives as a shape or a number is int64."""
     if isinstance(item, tvm_ffi.Shape):
         return np.array(list(item), np.int64)
@@ -315,7 +317,7 @@ def _array(item: Any) -> Array:
         return np.from_dlpack(item).copy()
     except (BufferError, RuntimeError):  # it lies on a device, or numpy has no such type
         if item.device.dlpack_device_type() != _CPU:
-            item = _copy(item, tvm_ffi.device("cpu", 0))
+            item = copy_to(item, tvm_ffi.device("cpu", 0))
     dtype = str(item.dtype)
     if dtype not in _NOT_IN_DLPACK:
         return np.array(np.from_dlpack(item))

@@ -17,6 +17,8 @@ It is a test tool: how long it takes says nothing about any GPU, and what only s
 beyond barriers, the compiler's and the device's own faults) it does not see.
 """
 
-from graphopt.testing.cuda_emulation.run import EmulationError, emulate, run_kernel
+from graphopt.testing.cuda_emulation.build import EmulationError
+from graphopt.testing.cuda_emulation.by_kernel import KernelCheck, ModelCheck, check_kernels
+from graphopt.testing.cuda_emulation.run import emulate, run_kernel
 
-__all__ = ["EmulationError", "emulate", "run_kernel"]
+__all__ = ["EmulationError", "KernelCheck", "ModelCheck", "check_kernels", "emulate", "run_kernel"]

@@ -63,10 +63,12 @@ def _launcher(kernel: str, bound: str | None, parameters: list[tuple[str, str]],
             )
         else:
             values.append(f"*({kind}*)arguments[{index}]")
+    given = "".join(f"  auto given_{index} = {value};\n" for index, value in enumerate(values))
+    passed = ", ".join(f"given_{index}" for index in range(len(values)))
     return f"""
 extern "C" void emulated_{kernel}(const unsigned* grid, const unsigned* block, unsigned shared, void** arguments) {{
   static emulated::Region regions[{len(parameters) + 1}];
-  auto body = [&, arguments] {{ {kernel}({", ".join(values)}); }};
+{given}  auto body = [&] {{ {kernel}({passed}); }};
   emulated::launch("{kernel}", {bound or 1024}, {str(meets).lower()}, grid, block, shared,
                    [](void* with) {{ (*(decltype(body)*)with)(); }}, &body);
 }}

@@ -19,16 +19,21 @@ from graphopt.errors import GraphoptError
 _EXACT_SIZES = 1  # TVM's allocator that asks the device for each tensor's very size
 
 
-def main(task: dict[str, Any]) -> Any:
-    """Run the artifact on each of the feeds."""
+def start(driver: str) -> None:
+    """Have TVM's CUDA runtime find the emulated device of the folder `driver`."""
     for library in ("libcudart.so.13", "libcuda.so.1"):
-        ctypes.CDLL(str(Path(task["driver"]) / library), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(Path(driver) / library), ctypes.RTLD_GLOBAL)
     for module, name, value in (
         (runtime, "_load_cuda_runtime", lambda: None),
         (runtime, "_POOLED", _EXACT_SIZES),
         (cuda_runtime, "_compile", _nothing_to_compile),
     ):
         setattr(module, name, value)
+
+
+def main(task: dict[str, Any]) -> Any:
+    """Run the artifact on each of the feeds."""
+    start(task["driver"])
     try:
         run = load(task["artifact"]).run
         return [run(feeds) for feeds in task["feeds"]]

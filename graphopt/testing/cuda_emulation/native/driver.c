@@ -1,8 +1,8 @@
 /* A CUDA driver and runtime of one device whose memory is the host's. Compiled twice, as libcuda.so.1 (-DDRIVER) and
    as libcudart.so.13, so that TVM's stock CUDA runtime loads an artifact and walks through it on any machine.
 
-   Kernels are functions of the library that GRAPHOPT_EMULATED_KERNELS names, whatever machine code the artifact holds.
-   Without that variable there are none: which code is loaded and what is launched is written to stdout. */
+   Kernels are functions of the libraries that GRAPHOPT_EMULATED_KERNELS names, one or two with a colon between,
+   whatever machine code the artifact holds; of two each runs its part of the blocks. Without that variable there are none: which code is loaded and what is launched is written to stdout. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -24,12 +24,26 @@ int cuFuncSetAttribute(void *function, int attribute, int value) { return 0; }
 int cuModuleUnload(void *module) { return 0; }
 int cuTensorMapEncodeTiled(void) { return 0; }
 
+typedef struct { void *of[2]; } Pair; /* a library, or a kernel, checked and plain; either may be missing */
+
+static void *found(void *library, const char *name) {
+  void *kernel = dlsym(library, name);
+  if (!kernel) fprintf(stderr, "emulation: %s\n", dlerror());
+  return kernel;
+}
+
 int cuModuleLoadData(void **module, const void *image) {
   const char *kernels = getenv("GRAPHOPT_EMULATED_KERNELS");
   if (kernels) {
-    *module = dlopen(kernels, RTLD_NOW);
-    if (!*module) fprintf(stderr, "emulation: %s\n", dlerror());
-    return *module ? 0 : 1;
+    Pair *pair = calloc(1, sizeof *pair);
+    char *names = strdup(kernels), *name = strtok(names, ":");
+    for (int i = 0; i < 2 && name; i++, name = strtok(NULL, ":")) {
+      pair->of[i] = dlopen(name, RTLD_NOW);
+      if (!pair->of[i]) { fprintf(stderr, "emulation: %s\n", dlerror()); return 1; }
+    }
+    free(names);
+    *module = pair;
+    return 0;
   }
   unsigned long hash = 5381; /* of the ELF header and what follows it */
   for (int i = 0; i < 4096; i++) hash = hash * 33 + ((const unsigned char *)image)[i];
@@ -42,14 +56,19 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   char symbol[512];
   if (!getenv("GRAPHOPT_EMULATED_KERNELS")) { *function = strdup(name); return 0; }
   snprintf(symbol, sizeof symbol, "emulated_%s", name);
-  *function = dlsym(module, symbol);
-  if (!*function) fprintf(stderr, "emulation: %s\n", dlerror());
-  return *function ? 0 : 1;
+  Pair *library = module, *pair = calloc(1, sizeof *pair);
+  for (int i = 0; i < 2; i++)
+    if (library->of[i] && !(pair->of[i] = found(library->of[i], symbol))) return 1;
+  *function = pair;
+  return 0;
 }
 
 int cuLaunchKernelEx(const Launch *l, void *function, void **arguments, void **extra) {
   if (getenv("GRAPHOPT_EMULATED_KERNELS"))
-    ((Kernel)function)(l->grid, l->block, l->shared, arguments);
+    for (int i = 0; i < 2; i++) {
+      Kernel kernel = ((Pair *)function)->of[i];
+      if (kernel) kernel(l->grid, l->block, l->shared, arguments);
+    }
   else
     printf("launch %s %u %u\n", (char *)function, l->grid[0] * l->grid[1] * l->grid[2],
            l->block[0] * l->block[1] * l->block[2]);

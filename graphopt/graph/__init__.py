@@ -6,7 +6,7 @@ The names below are what passes and targets use; `views` (networkx) and `cost` a
 from graphopt.graph.bind import bind_values
 from graphopt.graph.check import check
 from graphopt.graph.dims import declare_dims, declared_dims
-from graphopt.graph.edit import add_constant, constant_array, fresh_name, remove_unused, used_once
+from graphopt.graph.edit import add_constant, constant_array, fresh_name, remove_unused, subgraphs, used_once
 from graphopt.graph.load import from_proto, load, normalise, sketch
 from graphopt.graph.opset import raise_opset
 from graphopt.graph.provenance import derive, sources
@@ -32,6 +32,7 @@ __all__ = [
     "save",
     "sketch",
     "sources",
+    "subgraphs",
     "to_bytes",
     "used_once",
 ]

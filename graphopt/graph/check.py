@@ -9,11 +9,11 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.graph import onnx_library
-from graphopt.graph.edit import constant_array
+from graphopt.graph.edit import constant_array, subgraphs
 from graphopt.graph.skeleton import skeleton_proto
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import onnx
 
@@ -74,16 +74,8 @@ def check_depth(graph: ir.Graph, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise ModelError(f"subgraphs are nested more than {MAX_DEPTH} deep, below graph {graph.name!r}.")
     for node in graph:
-        for sub in _subgraphs(node):
+        for sub in subgraphs(node):
             check_depth(sub, depth + 1)
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _check_ownership(model: ir.Model) -> None:

@@ -11,6 +11,8 @@ from onnx_ir.passes import common
 from graphopt.graph.absent import is_absent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     Array = np.ndarray[Any, Any]
 
 
@@ -30,6 +32,15 @@ def constant_array(value: ir.Value | None) -> Array | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None or is_absent(tensor) else tensor.numpy()
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that are attributes of `node`: branches of If, bodies of Loop and Scan; not those inside of them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def fresh_name(graph: ir.Graph, hint: str) -> str:

@@ -7,12 +7,13 @@ that is inside it: what its subgraphs capture from outside, it reads. Nothing is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import networkx as nx
 import onnx_ir as ir
 
 from graphopt.errors import UsageError
+from graphopt.graph.edit import subgraphs
 
 _SOURCE, _SINK = "source", "sink"
 _RANDOM = frozenset(
@@ -25,7 +26,7 @@ def reads(node: ir.Node) -> list[ir.Value]:
     found = dict.fromkeys(value for value in node.inputs if value is not None)
     inside: set[ir.Value] = set()
     needed: list[ir.Value] = []
-    for graph in _subgraphs(node):
+    for graph in _graphs_within(node):
         inside.update(graph.inputs, graph.initializers.values())
         for inner in graph:
             inside.update(inner.outputs)
@@ -233,15 +234,9 @@ def _trail(came_from: dict[ir.Node, ir.Node], node: ir.Node, members: set[ir.Nod
     return trail[::-1]
 
 
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+def _graphs_within(node: ir.Node) -> Iterator[ir.Graph]:
     """Every graph inside `node`, at any depth."""
-    for attribute in node.attributes.values():
-        held: list[ir.Graph] = []
-        if attribute.type == ir.AttributeType.GRAPH:
-            held = [cast(ir.Graph, attribute.value)]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            held = list(cast("tuple[ir.Graph, ...]", attribute.value))
-        for graph in held:
-            yield graph
-            for inner in graph:
-                yield from _subgraphs(inner)
+    for graph in subgraphs(node):
+        yield graph
+        for inner in graph:
+            yield from _graphs_within(inner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.graph.cost import value_bytes
+from graphopt.graph.edit import subgraphs
 from graphopt.graph.views import reads
 
 
@@ -30,7 +31,7 @@ def live_bytes(graph: ir.Graph, held: int = 0) -> dict[ir.Node, int]:
         total += sum(own.values())
         live.update(own)
         found[node] = total
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             found.update(live_bytes(inner, total))
         done = [*ends.get(place, ()), *(value for value in own if value not in last)]
         total -= sum(live.pop(value, 0) for value in done)
@@ -39,13 +40,3 @@ def live_bytes(graph: ir.Graph, held: int = 0) -> dict[ir.Node, int]:
 
 def _is_constant(node: ir.Node) -> bool:
     return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
-
-
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found.extend(attribute.as_graphs())
-    return found

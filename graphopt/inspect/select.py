@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt.errors import UsageError
+from graphopt.graph.edit import subgraphs
 from graphopt.graph.views import reads
 from graphopt.inspect.summary import Summary, totals
 
@@ -99,9 +100,5 @@ def _upstream(order: list[ir.Node], end: ir.Node) -> set[ir.Node]:
 
 def _with_inner(node: ir.Node) -> Iterable[ir.Node]:
     yield node
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield from attribute.as_graph().all_nodes()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield from graph.all_nodes()
+    for graph in subgraphs(node):
+        yield from graph.all_nodes()

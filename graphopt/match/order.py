@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from graphopt.graph.edit import subgraphs
 from graphopt.graph.views import reads
 
 
@@ -34,19 +35,9 @@ def canonical_order(graph: ir.Graph) -> list[ir.Node]:
                 continue
             stack.pop()
             if node not in order:
-                order.update(dict.fromkeys(n for sub in _subgraphs(node) for n in canonical_order(sub)))
+                order.update(dict.fromkeys(n for sub in subgraphs(node) for n in canonical_order(sub)))
                 order[node] = None
     return list(order)
-
-
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found.extend(attribute.as_graphs())
-    return found
 
 
 def longest_rising(numbers: Sequence[int]) -> list[int]:

@@ -130,11 +130,26 @@ class Pass(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
+class Direct:
+    """Where a program of known sizes is one call of one `function` of its library: what that takes, in order.
+
+    `inputs`, `outputs`: shapes of the program's. `arguments`: what it is, its number among the inputs, weights or
+    outputs (0 for the workspace), and the shape that it has there, of as many elements.
+    """
+
+    function: str
+    inputs: list[list[int]]
+    outputs: list[list[int]]
+    arguments: list[tuple[Literal["input", "weight", "output", "workspace"], int, list[int]]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Part:
     """A part of a program that is made of several: a library with a Relax VM executable, or ONNX for onnxruntime.
 
     `inputs`, `outputs`: names of the model's values that it takes and gives, in order. `weights`: names among the
     program's weights, in the order they follow the inputs; of ONNX, its initializers of those names are external.
+    `direct`: of a library, if it can be called so.
     """
 
     runs: Literal["library", "onnxruntime"]
@@ -142,6 +157,7 @@ class Part:
     inputs: list[str]
     outputs: list[str]
     weights: list[str]
+    direct: Direct | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +184,7 @@ class Program:
     `parts`: where not one library does it all; they run in this order, and `library` is empty.
     `variants`: programs for some sizes of open dimensions, the first that fits runs instead.
     `packed`: names of weights that the artifact holds in few bits -> what they are made of when it is loaded.
+    `direct`: how to call it without the virtual machine, where that can be.
     """
 
     library: bytes
@@ -182,6 +199,7 @@ class Program:
     parts: list[Part] = dataclasses.field(default_factory=list[Part])
     variants: list[Variant] = dataclasses.field(default_factory=lambda: list[Variant]())
     packed: dict[str, Packed] = dataclasses.field(default_factory=dict[str, Packed])
+    direct: Direct | None = None
 
 
 class Target(abc.ABC):

@@ -13,12 +13,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from graphopt.artifact.checks import exact, fit, fit_exactly
+from graphopt.artifact.checks import Signature
 from graphopt.artifact.host import check_host
 from graphopt.artifact.manifest import dtype_of
 from graphopt.artifact.parts import Parts, prefixed
 from graphopt.artifact.reading import Artifact, open_file
-from graphopt.artifact.runtime import Session, meant
+from graphopt.artifact.runtime import Session
+from graphopt.artifact.tensors import meant
 from graphopt.artifact.variants import chosen, open_variants
 from graphopt.errors import ArtifactError
 from graphopt.sizes import parse
@@ -70,10 +71,12 @@ class Executable(Artifact):
         else:
             self._session = Session(self.library, self.manifest.device, self.manifest.entry, threads)
             self._session.set_weights(list(self.weights.values()))
+            if self.manifest.direct is not None:
+                self._session.call_directly(self.manifest.direct, self.inputs, self.outputs)
         self._variants = open_variants(self, threads)
         declared = {name: parse(name, text) for name, text in self.manifest.dims.items()}
-        self._dims = {name: sizes for name, sizes in declared.items() if not isinstance(sizes, int)}
-        self._exact = exact(self.inputs)
+        dims = {name: sizes for name, sizes in declared.items() if not isinstance(sizes, int)}
+        self._signature = Signature(self.inputs, dims)
         self._results = [(spec.name, dtype_of(spec.dtype)) for spec in self.outputs]
         self._lock = threading.Lock()
 
@@ -86,13 +89,16 @@ class Executable(Artifact):
             DataError: an input is missing, unknown, or of the wrong dtype, rank or size (also one outside the range
                 that was declared for its dimension).
         """
-        known = None if self._exact is None else fit_exactly(self._exact, inputs)
-        arrays, sizes = fit(self.inputs, inputs, self._dims) if known is None else (known, {})
+        arrays, sizes = self._signature.fit(inputs)
         with self._lock:
-            if self._session is None:
+            session = self._session
+            if session is None:
                 raise ArtifactError(f"{self.name} was closed: load it again.")
-            results = chosen(self._variants, sizes, self._session)(arrays)
-        return {name: _of_type(result, dtype) for (name, dtype), result in zip(self._results, results, strict=True)}
+            results = (chosen(self._variants, sizes, session) if self._variants else session)(arrays)
+        return {
+            name: result if type(result) is np.ndarray and result.dtype is dtype else _of_type(result, dtype)
+            for (name, dtype), result in zip(self._results, results, strict=True)
+        }
 
     def __call__(self, *arrays: Any) -> Any:
         """Run on positional arrays; gives the array where there is one output, else a tuple of them."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import ml_dtypes
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from graphopt.errors import ArtifactError, UsageError
 from graphopt.packed import Step
@@ -105,6 +105,15 @@ class PackedSpec(_Strict):
 WeightSpec = StoredSpec | PackedSpec
 
 
+class DirectSpec(_Strict):
+    """A program that is one call of one function; see `graphopt.base.Direct`."""
+
+    function: str
+    inputs: list[list[PositiveInt]]
+    outputs: list[list[PositiveInt]]
+    arguments: list[tuple[Literal["input", "weight", "output", "workspace"], NonNegativeInt, list[PositiveInt]]]
+
+
 class PartSpec(_Strict):
     """A part of the program, where it is made of several; see `graphopt.base.Part`. `member` holds its data."""
 
@@ -113,6 +122,7 @@ class PartSpec(_Strict):
     inputs: list[str]
     outputs: list[str]
     weights: list[str]
+    direct: DirectSpec | None = None
 
 
 class VariantSpec(_Strict):
@@ -143,6 +153,7 @@ class Manifest(_Strict):
 
     `dims`: the sizes that open dimensions may have, as `graphopt.sizes` writes them, where that was declared.
     `variants`: programs for some of these sizes; `extra`: what they take, mostly where a weight lies already.
+    `direct`: how the library is called without the virtual machine, where that can be.
     """
 
     format: Literal[1]
@@ -161,6 +172,7 @@ class Manifest(_Strict):
     dims: dict[str, Declared] = {}
     variants: list[VariantSpec] = []
     extra: dict[str, WeightSpec] = {}
+    direct: DirectSpec | None = None
 
 
 class _Format(BaseModel):

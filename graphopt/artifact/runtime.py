@@ -22,14 +22,19 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tvm_ffi
 from tvm_ffi.libinfo import load_lib_ctypes
 
-from graphopt.artifact.container import ALIGNMENT
+from graphopt.artifact.direct import Direct
+from graphopt.artifact.store import aligned
+from graphopt.artifact.tensors import carried, copy_to, leaves, to_array, to_tensor, view_of
 from graphopt.errors import ArtifactError, DataError, UsageError
+
+if TYPE_CHECKING:
+    from graphopt.artifact.manifest import DirectSpec, TensorSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -38,8 +43,6 @@ _BIG_CORES = 1
 _BOUND = "graphopt.bound"  # the entry with the weights in place
 SHAPES = 16  # different input shapes after which memory kept for them is given back
 _THREADS = threading.local()
-_NOT_IN_DLPACK = {"bfloat16": "uint16"}
-_WIDER = {"int4": "int8", "uint4": "uint8"}
 
 
 def available_threads() -> int:
@@ -149,9 +152,12 @@ class Session:
         self._weights: list[Any] = []
         self._kept: dict[int, tuple[Array, Any]] = {}
         self._shapes: set[tuple[int, tuple[int, ...]]] = set()
+        self._direct: Direct | None = None
+        self._instrumented = False
         try:
             with _compiler() if device == "cuda" else contextlib.nullcontext():
-                machine = _load_library(library)["vm_load_executable"]()
+                self._library = _load_library(library)
+                machine = self._library["vm_load_executable"]()
             kinds = [_CUDA, _CPU] if device == "cuda" else [_CPU]
             machine["vm_initialization"](*(setting for kind in kinds for setting in (kind, 0, _POOLED)))
             self._entry: Callable[..., Any] = machine[entry]
@@ -164,9 +170,18 @@ class Session:
         self._weights = [self._place(array) for array in weights]
         self._entry = self._bound(self._name)
 
+    def call_directly(self, spec: DirectSpec, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        """From now on call without the virtual machine; after `set_weights`.
+
+        Raises:
+            ArtifactError: `spec` is not for this library and these tensors.
+        """
+        self._direct = Direct(self._library, spec, inputs, self._weights, outputs)
+
     def instrument(self, around: Callable[..., None] | None) -> None:
         """From now on call ``around(function, name, before, result, *arguments)`` before and after each kernel."""
         self._machine["set_instrument"](around)
+        self._instrumented = around is not None
         by_kernel = f"{self._name}_by_kernel"
         kept = around is not None and self._machine.implements_function(by_kernel)
         self._entry = self._bound(by_kernel if kept else self._name)
@@ -183,12 +198,13 @@ class Session:
             DataError: the program refused the inputs' shapes.
         """
         limit_threads(self.threads)
-        tensors = [self._input(index, array) for index, array in enumerate(inputs)]
         try:
-            result = self._entry(*tensors)
+            if self._direct is not None and not self._instrumented:
+                return self._direct(inputs)
+            result = self._entry(*[self._input(index, array) for index, array in enumerate(inputs)])
         except (RuntimeError, ValueError, TypeError) as error:
             raise _refused(error) from error
-        return [to_array(item) for item in _leaves(result)]
+        return [to_array(item) for item in leaves(result)]
 
     def between(self, inputs: Sequence[Array]) -> list[Array]:
         """As a call, without copies where that can be: inputs are read where they lie, results are views."""
@@ -197,7 +213,7 @@ class Session:
             result = self._entry(*map(self._place, inputs))
         except (RuntimeError, ValueError, TypeError) as error:
             raise _refused(error) from error
-        return [_view_of(item) for item in _leaves(result)]
+        return [view_of(item) for item in leaves(result)]
 
     def _input(self, index: int, array: Array) -> Any:
         """The array as a tensor. On the CPU it is copied to a place kept for it: few arrays are aligned as needed."""
@@ -207,7 +223,7 @@ class Session:
             self._meet(index, array.shape)
             if self._device is not None or array.size == 0:
                 return self._place(array)
-            place = _aligned(array)
+            place = aligned(array)
             tensor = to_tensor(place)
             self._kept[index] = place, tensor
         np.copyto(place, array)
@@ -236,94 +252,6 @@ def _load_library(library: memoryview) -> Any:
         path = Path(folder) / f"library{suffix}"
         path.write_bytes(library)
         return tvm_ffi.load_module(path)  # stays mapped after the file is gone
-
-
-def to_tensor(array: Array) -> Any:
-    """The array as a TVM tensor on the CPU: shared where it is contiguous and aligned, else copied."""
-    array = carried(array)
-    if array.size == 0:
-        return allocate(array.shape, array.dtype.name, tvm_ffi.device("cpu", 0))
-    if not (array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT == 0):
-        array = _aligned(array)
-    carrier = _NOT_IN_DLPACK.get(array.dtype.name)
-    if carrier is None:
-        return tvm_ffi.from_dlpack(array)
-    return _view(tvm_ffi.from_dlpack(array.view(carrier)), array.dtype.name)
-
-
-def carried(array: Array) -> Array:
-    """float8 as its bytes, 4-bit integers in 8 bits: what libraries take for them."""
-    if array.dtype.isbuiltin == 1:  # numpy's own; a dtype's name takes it microseconds to make up
-        return array
-    name = array.dtype.name
-    if name.startswith("float8"):
-        return array.view(np.uint8)
-    return array.astype(_WIDER[name]) if name in _WIDER else array
-
-
-def meant(array: Array, dtype: np.dtype[Any]) -> Array:
-    """A library's result as `dtype`, the inverse of `carried`."""
-    if array.dtype == dtype:
-        return array
-    if dtype.name.startswith("float8") and array.dtype == np.uint8:
-        return array.view(dtype)
-    return array.astype(dtype, copy=False)
-
-
-def _aligned(array: Array) -> Array:
-    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def _view(tensor: Any, dtype: str) -> Any:
-    return tvm_ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, tensor.shape, tvm_ffi.dtype(dtype), 0)
-
-
-def allocate(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
-    """A tensor on `device`, nothing written to it."""
-    allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-    return allocate(tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), device, None)
-
-
-def copy_to(tensor: Any, device: Any) -> Any:
-    """A tensor of its own on `device`."""
-    copy = allocate(tensor.shape, tensor.dtype, device)
-    tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")(tensor, copy)
-    return copy
-
-
-def _leaves(result: Any) -> list[Any]:
-    return list(result) if isinstance(result, tvm_ffi.Array) else [result]
-
-
-def _view_of(item: Any) -> Array:
-    """A result where it lies, if numpy can see it there."""
-    try:
-        return np.from_dlpack(item)
-    except (AttributeError, BufferError, RuntimeError, TypeError):
-        return to_array(item)
-
-
-def to_array(item: Any) -> Array:
-    """A result as an array of its own; what Relax gives as a shape or a number is int64."""
-    if isinstance(item, tvm_ffi.Shape):
-        return np.array(list(item), np.int64)
-    if not isinstance(item, tvm_ffi.Tensor):
-        return np.asarray(item)
-    try:
-        return np.from_dlpack(item).copy()
-    except (BufferError, RuntimeError):  # it lies on a device, or numpy has no such type
-        if item.device.dlpack_device_type() != _CPU:
-            item = copy_to(item, tvm_ffi.device("cpu", 0))
-    dtype = str(item.dtype)
-    if dtype not in _NOT_IN_DLPACK:
-        return np.array(np.from_dlpack(item))
-    import ml_dtypes
-
-    return np.array(np.from_dlpack(_view(item, _NOT_IN_DLPACK[dtype]))).view(getattr(ml_dtypes, dtype))
 
 
 def _refused(error: BaseException) -> DataError:

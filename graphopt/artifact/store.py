@@ -76,19 +76,20 @@ def view(data: memoryview, place: Place, dtype: np.dtype[Any], shape: list[int])
         return from_bytes(data[offset : offset + nbytes], dtype, shape)
     if whole > zeros.MOST * nbytes:
         raise ValueError(f"{nbytes} bytes can't encode {whole}")
-    buffer = _aligned(whole)
+    buffer = room(whole)
     zeros.decode(data[offset : offset + nbytes], buffer.view("u1" if dtype.name in HALVES else dtype))
     return from_bytes(buffer.data, dtype, shape)
 
 
 def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """A copy whose data is `ALIGNMENT`-aligned."""
-    copy = _aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy = room(array.nbytes).view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
 
-def _aligned(nbytes: int) -> np.ndarray[Any, Any]:
+def room(nbytes: int) -> np.ndarray[Any, Any]:
+    """So many bytes, unset, `ALIGNMENT`-aligned."""
     buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
     return buffer[start : start + nbytes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from graphopt.artifact.container import Digest, content, pack
 from graphopt.artifact.executable import Executable
 from graphopt.artifact.host import instruction_sets, machine_of
 from graphopt.artifact.manifest import (
+    DirectSpec,
     Manifest,
     MemberSpec,
     PackedSpec,
@@ -35,7 +37,7 @@ from graphopt.packed import to_bytes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.base import Part, Program, Variant
+    from graphopt.base import Direct, Part, Program, Variant
     from graphopt.packed import Packed
 
 
@@ -130,6 +132,7 @@ def _write(
         dims={name: str(sizes) for name, sizes in sorted(declared_dims(after).items())},
         variants=variants,
         extra=extra,
+        direct=_direct(program.direct),
     )
 
     def with_digests(digests: Mapping[str, Digest]) -> bytes:
@@ -146,7 +149,12 @@ def _part(part: Part, member: str, weights: str = "") -> PartSpec:
         inputs=part.inputs,
         outputs=part.outputs,
         weights=[weights + name for name in part.weights],
+        direct=_direct(part.direct),
     )
+
+
+def _direct(direct: Direct | None) -> DirectSpec | None:
+    return None if direct is None else DirectSpec(**dataclasses.asdict(direct))
 
 
 def _variant(variant: Variant, index: int) -> VariantSpec:

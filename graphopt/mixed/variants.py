@@ -52,7 +52,7 @@ def _add(program: Program, own: Program, sizes: dict[str, int], tensors: dict[An
     """Make `own` a variant of `program`; a weight that is already among `tensors` is held once."""
     index = len(program.variants)
     weights = {name: tensors.setdefault(_digest(array), array) for name, array in own.weights.items()}
-    parts = own.parts or [Part("library", own.library, own.inputs, own.outputs, list(own.weights))]
+    parts = own.parts or [Part("library", own.library, own.inputs, own.outputs, list(own.weights), own.direct)]
     program.variants.append(Variant(sizes, own.entry, parts, weights, own.packed))
     program.cpu_features = sorted({*program.cpu_features, *own.cpu_features})
     program.files.update({f"variant{index}/{name}": data for name, data in own.files.items()})

@@ -10,8 +10,10 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax import transform
 
+from graphopt.base import Direct
 from graphopt.errors import LoweringError
 from graphopt.targets.llvm.cpu import Cpu
+from graphopt.targets.llvm.direct import direct
 from graphopt.targets.llvm.merge import merge_calls
 from graphopt.targets.llvm.schedule import schedule_module
 from graphopt.targets.lowering.identities import exact_identities
@@ -27,13 +29,14 @@ UNCHECKED = {"tirx.disable_assert": True}
 class Compiled:
     """An executable, the kernels that no schedule applied to, and the bytes of its workspaces (see `merge`).
 
-    `origins`: what each kernel computes.
+    `origins`: what each kernel computes. `direct`: how to call it without the virtual machine, where that can be.
     """
 
     executable: tvm.runtime.Executable
     unscheduled: list[str]
     workspaces: list[int | str]
     origins: dict[str, Origin]
+    direct: Direct | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,8 @@ def compile_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: 
     with compiling(cpu):
         merged = merge_module(lowered, kernels, cpu, parallel)
         executable = relax.build(merged.module, cpu.tvm_target(), relax_pipeline=to_virtual_machine())
-        return Compiled(executable, merged.unscheduled, merged.workspaces, merged.origins)
+        called = direct(merged.module, lowered)
+        return Compiled(executable, merged.unscheduled, merged.workspaces, merged.origins, called)
 
 
 def merge_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: Cpu, parallel: bool) -> Merged:

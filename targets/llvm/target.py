@@ -58,6 +58,7 @@ class Llvm(Target):
             inputs=lowered.inputs,
             outputs=lowered.outputs,
             cpu_features=sorted(cpu.features),
+            direct=compiled.direct,
             report={
                 "cpu": cpu.mcpu,
                 "triple": cpu.triple,

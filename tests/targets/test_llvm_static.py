@@ -92,6 +92,15 @@ def test_a_c_program_computes_what_onnxruntime_does(exported):
     assert {path.name for path in folder.iterdir()} >= {"libmodel.a", "model.h", "main.c"}
 
 
+def test_a_model_of_a_single_kernel(tmp_path):
+    model = from_text(
+        """<ir_version: 10, opset_import: ["": 20]>
+        g (float[2, 16] x, float[16, 4] w) => (float[2, 4] y) { y = MatMul(x, w) }""",
+        w=np.ones((16, 4), np.float32),
+    )
+    build_and_run(model, random_feeds(model), export(model, Llvm(threads=1), tmp_path, "model"), tmp_path)
+
+
 def test_only_the_function_has_a_global_name_and_nothing_of_tvm_is_needed(exported):
     folder, _ = exported
     names = subprocess.run(["nm", "-g", "libmodel.a"], cwd=folder, capture_output=True, text=True, check=True).stdout

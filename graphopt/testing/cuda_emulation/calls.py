@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tvm_ffi
 
-from graphopt.artifact import runtime
+from graphopt.artifact import runtime, tensors
 from graphopt.testing.cuda_emulation.host import Call
 from graphopt.testing.cuda_emulation.worker import start
 
@@ -43,11 +43,11 @@ def _give(function: Any, call: Call) -> list[Array]:
         if not isinstance(argument, np.ndarray):
             given.append(argument)
         elif index in call.written:
-            given.append(runtime.allocate(argument.shape, argument.dtype.name, device))
+            given.append(tensors.allocate(argument.shape, argument.dtype.name, device))
         else:
-            given.append(runtime.copy_to(runtime.to_tensor(argument), device))
+            given.append(tensors.copy_to(tensors.to_tensor(argument), device))
     function(*given)
-    return [runtime.to_array(given[index]) for index in call.written]
+    return [tensors.to_array(given[index]) for index in call.written]
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from graphopt.errors import LoweringError, UsageError
 from graphopt.targets.llvm.cpu import Cpu, machine_triple
 from graphopt.targets.llvm.link import WAY_OUT
 from graphopt.targets.llvm.pipeline import compiling, merge_module, without_aliases
+from graphopt.targets.llvm.single import Program, single_program
 from graphopt.targets.llvm.static import source
-from graphopt.targets.llvm.static.program import Program, single_program
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.artifact.container import ALIGNMENT
 from graphopt.artifact.manifest import TensorSpec, dtype_of
-from graphopt.targets.llvm.static.program import Argument, Place, Program
+from graphopt.targets.llvm.single import Argument, Place, Program
 
 CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "bool": 6}  # DLPack's
 

@@ -1,4 +1,4 @@
-"""What a static library computes: one function of inputs, weights and places for outputs, with all sizes known."""
+"""A whole model as one function of inputs, weights and places for outputs, with all sizes known."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def single_program(module: tvm.IRModule, lowered: Lowered) -> Program:
     """
     main: Any = module["main"]
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
-    calls = [binding for binding in bindings if _callee(binding) is not None]
+    kernels = {variable.name_hint for variable in module.get_global_vars()}
+    calls = [binding for binding in bindings if _callee(binding) in kernels]
     others = [b for b in bindings if b not in calls and not _moves_nothing(b)]
     if others:
         names = dict.fromkeys(name for binding in others for name in _nodes(binding, lowered.sources))
@@ -136,8 +137,11 @@ def _argument(place: Place, value: Any, kind: Any = None) -> Argument:
 
 
 def _callee(binding: Any) -> str | None:
-    """The function of this module that a binding calls."""
-    return binding.value.args[0].name_hint if _calls(binding.value, "relax.call_tir") else None
+    """The function that a binding calls: a run, or a kernel by its symbol."""
+    value = binding.value
+    if _calls(value, "relax.call_dps_packed"):
+        return str(value.args[0].global_symbol)
+    return value.args[0].name_hint if _calls(value, "relax.call_tir") else None
 
 
 def _moves_nothing(binding: Any) -> bool:

@@ -7,18 +7,20 @@ us for each of a dozen instructions. Here they are made once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphopt.artifact.manifest import dtype_of
+from graphopt.artifact.runtime import limit_threads, refused
 from graphopt.artifact.store import room
 from graphopt.artifact.tensors import to_tensor
 from graphopt.errors import ArtifactError
 
 if TYPE_CHECKING:
     from graphopt.artifact.manifest import DirectSpec, TensorSpec
+    from graphopt.artifact.runtime import Session
 
 Array = np.ndarray[Any, Any]
 
@@ -27,27 +29,23 @@ class Direct:
     """The function, and the places it reads and writes. Not for concurrent calls."""
 
     def __init__(
-        self,
-        library: Any,
-        spec: DirectSpec,
-        inputs: Sequence[TensorSpec],
-        weights: Sequence[Any],
-        outputs: Sequence[TensorSpec],
+        self, session: Session, spec: DirectSpec, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> None:
         """Make the places, of the types of `inputs` and `outputs`.
 
         Raises:
-            ArtifactError: there is no such function, or `spec` is not for these tensors.
+            ArtifactError: the session's library has no such function, or `spec` is not for these tensors.
         """
+        self._threads = session.threads
         try:
-            self._function = library.get_function(spec.function, query_imports=True)
-            self._inputs = [_place(one, shape) for one, shape in zip(inputs, spec.inputs, strict=True)]
-            self._outputs = [_place(one, shape) for one, shape in zip(outputs, spec.outputs, strict=True)]
-            places = {"input": self._inputs, "output": self._outputs}
+            self._function = session.library.get_function(spec.function, query_imports=True)
+            given = [_place(one, shape) for one, shape in zip(inputs, spec.inputs, strict=True)]
+            made = [_place(one, shape) for one, shape in zip(outputs, spec.outputs, strict=True)]
+            places = {"input": given, "output": made}
             self._arguments: list[Any] = []
             for kind, index, shape in spec.arguments:
                 if kind == "weight":
-                    tensor = weights[index]
+                    tensor = session.weights[index]
                     if tuple(tensor.shape) != tuple(shape):
                         raise ValueError(f"weight {index} is not of the shape {shape}")
                 else:
@@ -56,13 +54,28 @@ class Direct:
                 self._arguments.append(tensor)
         except (AttributeError, IndexError, ValueError) as error:
             raise ArtifactError(f"the artifact can't be called as it says: {error}.") from error
+        self._inputs = [(one.name, place, place.dtype, place.shape) for one, place in zip(inputs, given, strict=True)]
+        self._outputs = [(one.name, place) for one, place in zip(outputs, made, strict=True)]
 
-    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
-        """Run once on arrays of the types and shapes of the inputs; every result is a fresh array."""
-        for place, array in zip(self._inputs, inputs, strict=True):
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array] | None:
+        """Run once, every result a fresh array; None where `feeds` are not arrays of the very types and shapes.
+
+        Raises:
+            DataError: the program refused the inputs.
+        """
+        if len(feeds) != len(self._inputs):
+            return None
+        for name, place, dtype, shape in self._inputs:
+            array = feeds.get(name)
+            if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
+                return None
             place[...] = array
-        self._function(*self._arguments)
-        return [place.copy() for place in self._outputs]
+        limit_threads(self._threads)
+        try:
+            self._function(*self._arguments)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise refused(error) from error
+        return {name: place.copy() for name, place in self._outputs}
 
 
 def _place(spec: TensorSpec, shape: Sequence[int]) -> Array:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from graphopt.artifact.checks import Signature
+from graphopt.artifact.direct import Direct
 from graphopt.artifact.host import check_host
 from graphopt.artifact.manifest import dtype_of
 from graphopt.artifact.parts import Parts, prefixed
@@ -71,9 +72,8 @@ class Executable(Artifact):
         else:
             self._session = Session(self.library, self.manifest.device, self.manifest.entry, threads)
             self._session.set_weights(list(self.weights.values()))
-            if self.manifest.direct is not None:
-                self._session.call_directly(self.manifest.direct, self.inputs, self.outputs)
         self._variants = open_variants(self, threads)
+        self._direct = self._quick = self._directly()
         declared = {name: parse(name, text) for name, text in self.manifest.dims.items()}
         dims = {name: sizes for name, sizes in declared.items() if not isinstance(sizes, int)}
         self._signature = Signature(self.inputs, dims)
@@ -89,16 +89,17 @@ class Executable(Artifact):
             DataError: an input is missing, unknown, or of the wrong dtype, rank or size (also one outside the range
                 that was declared for its dimension).
         """
+        with self._lock:
+            for program in self._quick:
+                found = program.run(inputs)
+                if found is not None:
+                    return found
         arrays, sizes = self._signature.fit(inputs)
         with self._lock:
-            session = self._session
-            if session is None:
+            if self._session is None:
                 raise ArtifactError(f"{self.name} was closed: load it again.")
-            results = (chosen(self._variants, sizes, session) if self._variants else session)(arrays)
-        return {
-            name: result if type(result) is np.ndarray and result.dtype is dtype else _of_type(result, dtype)
-            for (name, dtype), result in zip(self._results, results, strict=True)
-        }
+            results = chosen(self._variants, sizes, self._session)(arrays)
+        return {name: _of_type(result, dtype) for (name, dtype), result in zip(self._results, results, strict=True)}
 
     def __call__(self, *arrays: Any) -> Any:
         """Run on positional arrays; gives the array where there is one output, else a tuple of them."""
@@ -106,6 +107,16 @@ class Executable(Artifact):
             raise TypeError(f"{len(arrays)} arrays given, and the model has {len(self.inputs)} inputs")
         results = tuple(self.run(dict(zip((s.name for s in self.inputs), arrays, strict=False))).values())
         return results[0] if len(results) == 1 else results
+
+    def _directly(self) -> list[Direct]:
+        """The programs, of variants too, that can be called without the virtual machine."""
+        specs = [*(variant.parts[0].direct for variant in self.manifest.variants), self.manifest.direct]
+        programs = [*(program for _, program in self._variants), self._session]
+        return [
+            Direct(program, spec, self.inputs, self.outputs)
+            for spec, program in zip(specs, programs, strict=True)
+            if spec is not None and isinstance(program, Session)
+        ]
 
     def instrument(self, around: Callable[..., None] | None) -> None:
         """Have every run call ``around(function, name, before, result, *arguments)`` before and after each kernel.
@@ -115,6 +126,7 @@ class Executable(Artifact):
         """
         with self._lock:
             if self._session is not None:
+                self._quick = self._direct if around is None else []
                 self._session.instrument(around)
                 for index, (_, program) in enumerate(self._variants):
                     program.instrument(None if around is None else prefixed(around, f"variant{index}"))
@@ -127,7 +139,7 @@ class Executable(Artifact):
     def close(self) -> None:
         """Let go of the library and of the weights."""
         with self._lock:
-            self._session, self._variants = None, []
+            self._session, self._variants, self._direct, self._quick = None, [], [], []
 
     def __enter__(self) -> Executable:
         return self

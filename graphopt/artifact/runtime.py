@@ -22,19 +22,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import tvm_ffi
 from tvm_ffi.libinfo import load_lib_ctypes
 
-from graphopt.artifact.direct import Direct
 from graphopt.artifact.store import aligned
 from graphopt.artifact.tensors import carried, copy_to, leaves, to_array, to_tensor, view_of
 from graphopt.errors import ArtifactError, DataError, UsageError
-
-if TYPE_CHECKING:
-    from graphopt.artifact.manifest import DirectSpec, TensorSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -149,15 +145,13 @@ class Session:
         self.threads = check_threads(threads)
         self._device = tvm_ffi.device("cuda", 0) if device == "cuda" else None
         self._name = entry
-        self._weights: list[Any] = []
+        self.weights: list[Any] = []
         self._kept: dict[int, tuple[Array, Any]] = {}
         self._shapes: set[tuple[int, tuple[int, ...]]] = set()
-        self._direct: Direct | None = None
-        self._instrumented = False
         try:
             with _compiler() if device == "cuda" else contextlib.nullcontext():
-                self._library = _load_library(library)
-                machine = self._library["vm_load_executable"]()
+                self.library = _load_library(library)
+                machine = self.library["vm_load_executable"]()
             kinds = [_CUDA, _CPU] if device == "cuda" else [_CPU]
             machine["vm_initialization"](*(setting for kind in kinds for setting in (kind, 0, _POOLED)))
             self._entry: Callable[..., Any] = machine[entry]
@@ -167,28 +161,19 @@ class Session:
 
     def set_weights(self, weights: Sequence[Array]) -> None:
         """Give the tensors that follow the inputs in every call; on the CPU they are used where they lie."""
-        self._weights = [self._place(array) for array in weights]
+        self.weights = [self._place(array) for array in weights]
         self._entry = self._bound(self._name)
-
-    def call_directly(self, spec: DirectSpec, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-        """From now on call without the virtual machine; after `set_weights`.
-
-        Raises:
-            ArtifactError: `spec` is not for this library and these tensors.
-        """
-        self._direct = Direct(self._library, spec, inputs, self._weights, outputs)
 
     def instrument(self, around: Callable[..., None] | None) -> None:
         """From now on call ``around(function, name, before, result, *arguments)`` before and after each kernel."""
         self._machine["set_instrument"](around)
-        self._instrumented = around is not None
         by_kernel = f"{self._name}_by_kernel"
         kept = around is not None and self._machine.implements_function(by_kernel)
         self._entry = self._bound(by_kernel if kept else self._name)
 
     def _bound(self, entry: str) -> Callable[..., Any]:
         """The function `entry` with the weights in place."""
-        self._machine["save_function"](entry, _BOUND, True, *self._weights)
+        self._machine["save_function"](entry, _BOUND, True, *self.weights)
         return self._machine[_BOUND]
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
@@ -198,12 +183,11 @@ class Session:
             DataError: the program refused the inputs' shapes.
         """
         limit_threads(self.threads)
+        tensors = [self._input(index, array) for index, array in enumerate(inputs)]
         try:
-            if self._direct is not None and not self._instrumented:
-                return self._direct(inputs)
-            result = self._entry(*[self._input(index, array) for index, array in enumerate(inputs)])
+            result = self._entry(*tensors)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise _refused(error) from error
+            raise refused(error) from error
         return [to_array(item) for item in leaves(result)]
 
     def between(self, inputs: Sequence[Array]) -> list[Array]:
@@ -212,7 +196,7 @@ class Session:
         try:
             result = self._entry(*map(self._place, inputs))
         except (RuntimeError, ValueError, TypeError) as error:
-            raise _refused(error) from error
+            raise refused(error) from error
         return [view_of(item) for item in leaves(result)]
 
     def _input(self, index: int, array: Array) -> Any:
@@ -254,7 +238,7 @@ def _load_library(library: memoryview) -> Any:
         return tvm_ffi.load_module(path)  # stays mapped after the file is gone
 
 
-def _refused(error: BaseException) -> DataError:
+def refused(error: BaseException) -> DataError:
     """What a program says of inputs that it can't run on; sizes are compared where the model brings them together."""
     sizes = re.search(r"\((\d+) vs\. (\d+)\).*match_cast", str(error), re.DOTALL)
     if sizes is None:

@@ -29,10 +29,7 @@ def _open(artifact: Artifact, variant: VariantSpec, threads: int | None) -> Sess
     signature = [spec.name for spec in artifact.inputs], [spec.name for spec in artifact.outputs]
     only = variant.parts[0]
     if len(variant.parts) == 1 and only.runs == "library" and (only.inputs, only.outputs) == signature:
-        session = open_part(artifact, only, variant.entry, artifact.tensors, check_threads(threads))
-        if only.direct is not None:
-            session.call_directly(only.direct, artifact.inputs, artifact.outputs)
-        return session
+        return open_part(artifact, only, variant.entry, artifact.tensors, check_threads(threads))
     return Parts(artifact, variant.parts, variant.entry, threads)
 
 

@@ -143,7 +143,7 @@ def test_inputs_of_any_layout_and_alignment(net):
 def test_weights_are_views_of_the_mapped_file(net):
     for array in net.weights.values():
         assert array.ctypes.data % 64 == 0
-    held = net._session._weights
+    held = net._session.weights
     assert [t.data_ptr() if hasattr(t, "data_ptr") else np.from_dlpack(t).ctypes.data for t in held] == [
         array.ctypes.data for array in net.weights.values()
     ]

@@ -6,6 +6,7 @@ import pytest
 import graphopt
 from graphopt import artifact
 from graphopt.artifact.checks import REMEMBERED
+from graphopt.artifact.direct import Direct
 from graphopt.artifact.manifest import DirectSpec
 from graphopt.errors import ArtifactError, DataError
 from graphopt.testing import from_text, random_feeds
@@ -143,6 +144,6 @@ def test_a_manifest_that_says_otherwise_is_refused():
         {"arguments": [("weight", spec.arguments[weight][1], [9])]},
     ):
         with pytest.raises(ArtifactError, match="can't be called"):
-            program._session.call_directly(
-                DirectSpec.model_validate(spec.model_dump() | wrong), program.inputs, program.outputs
+            Direct(
+                program._session, DirectSpec.model_validate(spec.model_dump() | wrong), program.inputs, program.outputs
             )

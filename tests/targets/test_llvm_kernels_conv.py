@@ -9,8 +9,9 @@ from graphopt.artifact import assemble
 from graphopt.base import Context
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.cpu import resolve
-from graphopt.targets.llvm.kernels import beside
+from graphopt.targets.llvm.kernels import beside, tile
 from graphopt.targets.llvm.kernels.conv import Conv
+from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan import plan
 from graphopt.targets.lowering.canonical import canonicalise
 from graphopt.testing import from_text, random_feeds
@@ -328,6 +329,23 @@ def test_local_response_normalization(channels: int, size: int, beta: float):
         }}""",
         ["Transpose", "Transpose"],
         w=weights(channels, 5, 1, 1),
+    )
+
+
+@pytest.mark.parametrize("ci", [1, 5, 6])
+@pytest.mark.parametrize("mcpu", ["native", "x86-64-v3"])
+def test_narrow_images_sum_in_two_halves(ci: int, mcpu: str):
+    """A tile of few accumulators has as many again, for every other step; an odd number of steps leaves one."""
+    assert tile.waits(tile.choose(3, 1, Isa(16, 32)), Isa(16, 32))
+    assert not tile.waits(tile.Shape(4, 2), Isa(16, 32))
+    check(
+        f"""g (float[2,{ci},3,3] x, float[13,{ci},3,3] w, float[13] b) => (float[2,13,3,3] y) {{
+            c = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+            y = Relu(c)
+        }}""",
+        mcpu=mcpu,
+        w=weights(13, ci, 3, 3),
+        b=weights(13, 1).reshape(-1),
     )
 
 

@@ -4,6 +4,7 @@ Loops: batch and output rows, blocks of output channels, tiles of output columns
 columns, input channels, one tile step each (see `tile`). Without dilation the last two are one loop: channels-last, the
 columns that a position sees lie in one piece. Kernel rows outside the image are left out by the loop's bounds, and
 kernel columns outside it when the tile at the border is written out, in runs of columns that the same positions see.
+A tile of few accumulators (a narrow image) has as many again, for every other step.
 
 Weights are packed to [blocks, KH, KW, CI, lanes]: the inner loop reads them in order.
 """
@@ -178,27 +179,38 @@ class _Row:
         ci, co = c.ci // c.group, c.co // c.group
         at = g * self.blocks + block
         acc = tile.Accumulators(shape, self.isa, lambda j: load(self.b, [(at + j) * lanes], lanes))
+        one_piece = c.group == c.dilations[1] == 1  # what the kernel columns of a run see
+        halved = one_piece and tile.waits(shape, self.isa) and not place.ahead
+        odd = tile.Accumulators(shape, self.isa) if halved else None
         top = row % c.oh * c.strides[0] - c.pads[0]
         low, high = row_range(top, c)
         with loop(high, start=low) as kh:
             ih = row // c.oh * c.h + top + kh * c.dilations[0]
 
-            def step(kw: Expr, k: Expr, valid: list[int]) -> None:
+            def step(kw: Expr, k: Expr, valid: list[int], into: tile.Accumulators = acc) -> None:
                 for column in place.ahead:
                     prefetch(self.w, [at + shape.cols + column, kh, kw * ci + k, 0])
-                acc.step(
+                into.step(
                     valid,
                     lambda i: self.x[ih, self._column(start + i, kw) * c.ci + g * ci + k],
                     lambda j: load(self.w, [at + j, kh, kw * ci + k, 0], lanes),
                 )
 
             for first, count, valid in self._border(start, shape.rows) if runs is None else runs:
-                if c.group == c.dilations[1] == 1:  # what these kernel columns see lies in one piece
+                if odd is not None:
+                    with loop(count * ci // 2) as k:
+                        step(first, 2 * k, valid)
+                        step(first, 2 * k + 1, valid, odd)
+                    if count * ci % 2:
+                        step(first, count * ci - 1, valid)
+                elif one_piece:
                     with loop(count * ci) as k:
                         step(first, k, valid)
                 else:
                     with loop(count) as kw, loop(ci) as k:
                         step(first + kw, k, valid)
+        if odd is not None:
+            acc.add(odd)
         acc.write(
             counts,
             lambda i, j, offset: [row, (start + i) * c.co + g * co + (block + j) * lanes + offset],

@@ -42,6 +42,12 @@ def price(shape: Shape, rows: int, cols: int) -> float:
     return total * (1 + FURTHER * (len(parts) - 1))
 
 
+def waits(shape: Shape, isa: Isa) -> bool:
+    """Whether a tile has too few accumulators to keep both units busy, and there are registers for as many again."""
+    count = shape.rows * shape.cols
+    return count < 8 and 2 * count + shape.cols + 1 <= isa.registers
+
+
 def choose(rows: int, cols: int, isa: Isa) -> Shape:
     """The tile for an output of `rows` positions by `cols` vectors: the cheapest by `price`."""
     return ranked(rows, cols, isa)[0]
@@ -114,6 +120,12 @@ class Accumulators:
             spread = self.arithmetic.spread(a(i), self.isa.lanes)
             for j in range(self.shape.cols):
                 self._put(i, j, self.arithmetic.add(self.vector(i, j), spread, w(j), self.isa.lanes))
+
+    def add(self, other: Accumulators) -> None:
+        """Add another tile's accumulators to these."""
+        for i in range(self.shape.rows):
+            for j in range(self.shape.cols):
+                self._put(i, j, self.vector(i, j) + other.vector(i, j))
 
     def vector(self, row: int, col: int, offset: int = 0, width: int | None = None) -> Expr:
         """`width` elements (default: the whole vector) of an accumulator."""

@@ -6,9 +6,10 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -16,9 +17,6 @@ from graphopt.base import Context, Pass, Preserves, Report, tolerance
 from graphopt.graph import remove_unused
 from graphopt.graph.check import traps
 from graphopt.passes.random_ops import is_random
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 PLAIN = frozenset((
@@ -50,6 +48,7 @@ def fold_constants(model: ir.Model, max_bytes: int) -> Report:
         return reason is None
 
     if not all(map(_is_plain, nodes)):
+        _forget_doubtful(nodes)
         known = all(v.shape is not None and v.type is not None for node in nodes for v in node.outputs)
         if not known or _fold(model, should_fold, infer=False):  # where shapes are known, to infer is to find the same
             report.skipped.clear()
@@ -63,6 +62,17 @@ def fold_constants(model: ir.Model, max_bytes: int) -> Report:
         if node.graph is None:
             report.change(node.name, f"{'folded' if node in folded else 'dropped unread'} {node.op_type}")
     return report
+
+
+def _forget_doubtful(nodes: list[ir.Node]) -> None:
+    """Drop the shapes of what an If yields whose branches differ in rank; exporters state that of one of them."""
+    for node in nodes:
+        if node.op_type == "If":
+            branches = [a.as_graph().outputs for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+            for value, *ends in zip(node.outputs, *branches, strict=True):
+                ranks = {None if end.shape is None else len(end.shape) for end in ends}
+                if len(ranks) > 1:
+                    value.shape = None
 
 
 def _is_plain(node: ir.Node) -> bool:

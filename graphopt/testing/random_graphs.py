@@ -49,14 +49,15 @@ def graphs(
     )
 
 
-def random_graph(seed: int) -> ir.Model:
+def random_graph(seed: int, most_steps: int = 40) -> ir.Model:
     """A model as `graphs` gives, larger, and with whole blocks in it: attention, gates, normalisations, loops,
     recurrent layers, quantized weights, changes of the image's size. In some height and width are open too, ``H`` and
-    ``W``, to be fed with even numbers. The same seed always gives the same model.
+    ``W``, to be fed with even numbers. The same seed, with the same `most_steps` (a step is one to a dozen nodes),
+    always gives the same model.
     """
     rng = np.random.default_rng(seed)
     names = [*STEPS, *BLOCKS, *OFTEN]
-    count = int(rng.choice([4, 12, 24, 40], p=[0.2, 0.4, 0.3, 0.1]))
+    count = min(most_steps, int(rng.choice([4, 12, 24, 40], p=[0.2, 0.4, 0.3, 0.1])))
     steps = [
         (names[int(rng.integers(len(names)))], int(rng.integers(12)), int(rng.integers(12)))
         for _ in range(rng.integers(1, count + 1))

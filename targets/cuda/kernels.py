@@ -14,6 +14,7 @@ from tvm.s_tir import dlight
 from graphopt.errors import LoweringError
 from graphopt.targets.cuda.half import sum_in_float32
 from graphopt.targets.cuda.tensor_cores import TensorCores
+from graphopt.targets.cuda.unit_sums import without_unit_sums
 from graphopt.targets.lowering.origins import Origin, origins_of_functions
 from graphopt.targets.lowering.size_order import sizes_in_order
 
@@ -86,7 +87,7 @@ def schedule(
     for variable, function in module.functions_items():
         if not isinstance(function, tirx.PrimFunc) or _is_scheduled(function):
             continue
-        scheduled, rule = _first_that_fits(function, target, rules)
+        scheduled, rule = _first_that_fits(without_unit_sums(function), target, rules)
         if scheduled is None:
             computed = ", ".join(_nodes(origins, variable.name_hint)) or "no node of its own"
             refused.append(f"{variable.name_hint} (of {computed}): {rule}")

@@ -67,7 +67,7 @@ def _number(arch: str) -> int:
 
 
 def _row(work: Work, gpu: dict[str, Any]) -> dict[str, Any]:
-    busy = min(1.0, work.blocks / gpu["sms"])
+    busy = min(1.0, max(work.blocks, 1) / gpu["sms"])  # open sizes count as 1, and half of that as no block
     peak = gpu["float16" if work.tensor_cores else "float32"] * 1e12
     arithmetic, memory = 2 * work.macs / (peak * busy), work.moved / (gpu["memory"] * 1e9)
     limit = "memory" if memory >= arithmetic else "few blocks" if busy < 1 else "arithmetic"

@@ -59,6 +59,18 @@ def test_a_reshape_to_the_same_shape_is_found_among_plain_operators(build, out, 
     assert [name for name in op_types(after) if name != "Relu"] == types
 
 
+def test_the_branch_that_is_taken_says_the_rank(build):
+    """A squeeze as PyTorch exports it: of one branch the result is a scalar, and the file states the other's rank."""
+    body = """c = Constant<value = bool {1}>() y = If(c) <
+        then_branch = th () => (float p) { a = Constant<value_ints = [0]>() p = Squeeze(x, a) },
+        else_branch = el () => (float[1] q) { q = Identity(x) }
+    >"""
+    model = build(body, x="float[1]", out="float[k] y")
+    after, _ = apply(FoldConstants(), model)
+    assert_equivalent(model, after, rtol=0)
+    assert "If" not in op_types(after)
+
+
 @pytest.mark.parametrize(
     "random",
     ["RandomUniformLike(p)", "Bernoulli(p)", "RandomNormal<shape=[2,3]>()", "Dropout(p, h, t)"],

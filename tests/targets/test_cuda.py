@@ -20,6 +20,7 @@ from graphopt.errors import LoweringError, UsageError
 from graphopt.pipeline.registry import make_target
 from graphopt.targets.cuda import Cuda, arch, compiler, link, occupancy, ptxas, roofline
 from graphopt.targets.cuda.fatbin import fatbin
+from graphopt.testing import from_text
 
 needs_compiler = pytest.mark.skipif(set(compiler.routes()) == {"source"}, reason="neither nvcc nor NVRTC here")
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and cc")
@@ -164,6 +165,7 @@ def test_the_roofline_is_the_slower_of_products_and_bytes():
     assert limit(macs=10**9, blocks=54) == (pytest.approx(4 * 2e9 / 19.5e6), "few blocks")
     assert limit(macs=10**9, tensor_cores=True) == (pytest.approx(2 * 2e9 / 312e6), "tensor cores")
     assert limit(macs=10**6, moved=10**9) == (pytest.approx(2 * 1e9 / 2039e3), "memory")
+    assert limit(macs=10**6, blocks=0) == limit(macs=10**6, blocks=1)  # half of an open size that counts as 1
 
 
 def test_code_runs_on_later_gpus_of_the_family_but_not_on_jetson():
@@ -328,6 +330,20 @@ def test_schedules_compute_what_onnxruntime_computes(net):
         expected = oracle.run(net, feeds)
         for name, value in run(feeds).items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("body", ["Conv<group=4>(x, w, b)", "Conv<group=4, strides=[2,2]>(x, w, b)"])
+def test_a_bias_after_a_sum_of_one_term_is_added_once(body):
+    """Of TVM's own rules Fallback puts it into the sum's start and into its only step."""
+    from graphopt.targets.cuda.serial import serial_program
+
+    text = f"net (float[1,4,6,6] x, float[4,1,1,1] w, float[4] b) => (float[1,4,h,v] y) {{ c = {body} y = Relu(c) }}"
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 1, 1, 1)).astype(np.float32), "b": rng.normal(size=4).astype(np.float32)}
+    model = from_text(f'<ir_version: 8, opset_import: ["": 17]> {text}', **weights)
+    run = artifact.assemble(serial_program(model, "sm_80"), target="llvm", before=model, after=model, report={}).run
+    feeds = {"x": rng.normal(size=(1, 4, 6, 6)).astype(np.float32)}
+    np.testing.assert_allclose(run(feeds)["y"], oracle.run(model, feeds)["y"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_wrong_schedule_would_be_seen(net, monkeypatch):

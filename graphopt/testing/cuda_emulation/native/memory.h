@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 namespace emulated {
 
@@ -74,6 +75,8 @@ template <class T> struct Ref {
   T* at;
   const Region* region;
   operator T() const { check(at, sizeof(T), region, false); return *at; }
+  template <class U, class = std::enable_if_t<std::is_class_v<T> && std::is_arithmetic_v<U>>>
+  explicit operator U() const { return (U)(T)*this; }
   const Ref& operator=(const T& value) const { check(at, sizeof(T), region, true); *at = value; return *this; }
   const Ref& operator=(const Ref& other) const { return *this = (T)other; }
   const Ref& operator+=(const T& value) const { return *this = (T)((T)*this + value); }

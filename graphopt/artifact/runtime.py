@@ -240,6 +240,8 @@ def _load_library(library: memoryview) -> Any:
 
 def refused(error: BaseException) -> DataError:
     """What a program says of inputs that it can't run on; sizes are compared where the model brings them together."""
+    if "bad_alloc" in str(error):
+        return DataError("the sizes that the model computes from these inputs don't fit memory, or are negative.")
     sizes = re.search(r"\((\d+) vs\. (\d+)\).*match_cast", str(error), re.DOTALL)
     if sizes is None:
         return DataError(f"the compiled program refused its inputs: {_paragraph(error)}.")

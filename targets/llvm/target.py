@@ -87,7 +87,7 @@ class Llvm(Target):
         """
         from graphopt.artifact.runtime import available_threads
         from graphopt.targets.llvm.cpu import resolve
-        from graphopt.targets.llvm.plan import plan, turn
+        from graphopt.targets.llvm.plan import check, plan, turn
         from graphopt.targets.llvm.plan.choice import Choices
         from graphopt.targets.llvm.tune import check_here, tune
         from graphopt.targets.lowering import lower
@@ -108,6 +108,7 @@ class Llvm(Target):
                 choices.known = tune(met.problems, cpu, self.threads or available_threads())
             kernels.update(plan(canonical, cpu, parallel, choices))
             kernels.update(turn(canonical, cpu, parallel))
+            kernels.update(check(canonical))
 
         lowered = lower(model, onto_kernels)
         return cpu, lowered, kernels, choices

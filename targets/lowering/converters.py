@@ -9,6 +9,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx, topi
 
 from graphopt.graph import constant_array
+from graphopt.targets.lowering.support import IN_RANGE, NOT_ZERO
 
 Builder = relax.BlockBuilder
 
@@ -94,9 +95,55 @@ def _product(numbers: Sequence[int]) -> int:
     return result
 
 
+def _into_range(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    """Indices beyond what they index become the nearest that is within (a length stays what it is)."""
+    sizes, axes = node.attributes.get_ints("sizes", ()), node.attributes.get_ints("axes", ())
+    whole = node.attributes.get_string("kind") == "length"
+    open_ = [inputs[1].ty.shape[axis] for axis in axes] if len(inputs) > 1 else []
+    extents = [open_[k] if size < 0 else tirx.const(size, "int64") for k, size in enumerate(sizes)]
+
+    def limited(x: Any) -> Any:
+        def element(*place: Any) -> Any:
+            index, size = tirx.Cast("int64", x(*place)), extents[0]
+            for k, extent in enumerate(extents[1:], 1):
+                size = tirx.Select(place[-1] == k, extent, size)
+            if not whole:
+                index, size = tirx.Select(index < 0, index + size, index), size - 1
+            return tirx.Cast(x.dtype, tirx.Max(tirx.Min(index, size), tirx.const(0, "int64")))
+
+        return te.compute(x.shape, element, name="in_range")
+
+    return builder.emit_te(limited, inputs[0])
+
+
+def _gather(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    """Of indices that have been checked, and so are not negative any more; None leaves others to the importer."""
+    data, indices = inputs
+    if constant_array(node.inputs[1]) is not None or isinstance(data, relax.ShapeExpr):
+        return None
+    return relax.op.take(data, indices, node.attributes.get_int("axis", 0), mode="clip")
+
+
+def _not_zero(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    """1 where it is zero."""
+
+    def changed(x: Any) -> Any:
+        zero, one = (tirx.const(k, x.dtype) for k in (0, 1))
+
+        def element(*place: Any) -> Any:
+            return tirx.Select(x(*place) == zero, one, x(*place))
+
+        return te.compute(x.shape, element, name="not_zero")
+
+    return builder.emit_te(changed, inputs[0])
+
+
+GUARDS = {IN_RANGE: _into_range, NOT_ZERO: _not_zero}
+"""What the checks are where a target has no kernels that refuse the run."""
 CONVERTERS: dict[str, Callable[[Builder, ir.Node, Sequence[Any]], Any]] = {
     "BitCast": _bit_cast,
     "Col2Im": _col2im,
+    "Gather": _gather,
     "CumProd": _cumulated_product,
     "ReverseSequence": _reverse_sequence,
     "Sum": _sum,

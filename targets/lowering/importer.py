@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import tvm
 from tvm import relax, tirx
@@ -16,12 +17,30 @@ from tvm.relax.frontend import detach_params
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from graphopt.errors import LoweringError
-from graphopt.targets.lowering.converters import CONVERTERS
+from graphopt.targets.lowering.converters import CONVERTERS, GUARDS
 from graphopt.targets.lowering.open_sizes import agreeing
 from graphopt.targets.lowering.origins import Origin, origin
 from graphopt.targets.lowering.shape_chains import MAX_ELEMENTS
 from graphopt.targets.lowering.size_order import keep_order
 from graphopt.targets.lowering.support import EXTERNAL, explain, refusal
+
+OF_SHAPES = frozenset(
+    {
+        "Cast",
+        "CastLike",
+        "Concat",
+        "ConstantOfShape",
+        "Equal",
+        "Expand",
+        "Gather",
+        "Reshape",
+        "Resize",
+        "Shape",
+        "Slice",
+    }
+    | {"Squeeze", "Where"}
+)
+"""Operators whose converters take Relax shapes as well as tensors."""
 
 
 def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[Any, Any]], dict[str, Origin]]:
@@ -81,6 +100,27 @@ class _Importer(ONNXGraphImporter):
     def _check_for_unsupported_ops(self, graph: Any) -> None:
         """`refuse_unsupported` has looked at every node, and knows `EXTERNAL` too."""
 
+    def _construct_nodes(self, graph: Any) -> None:
+        """One node after the other: what TVM raises outside of converters has a name then.
+
+        Operators that TVM knows for tensors only get shapes as tensors.
+        """
+        for node in graph.node:
+            given = {name: self._nodes[name] for name in node.input if name}
+            if node.op_type not in OF_SHAPES:
+                self._nodes.update({name: self._tensor(x) for name, x in given.items() if _is_shape(x)})
+            try:
+                super()._construct_nodes(onnx.GraphProto(node=[node]))  # pyright: ignore[reportArgumentType]
+            except Exception as error:
+                self._fail(self._onnx_nodes[node.name], error, list(given.values()))
+            self._nodes.update(given)
+
+    def _fail(self, node: ir.Node, error: Exception, inputs: list[Any]) -> None:
+        """Remember the failure, unless it is a consequence of an earlier one, and go on with placeholders."""
+        if not (self.failures and any(map(_of_unknown_rank, inputs))):
+            self.failures.setdefault(f"{node.op_type} ({_first_line(error)})", []).append(node)
+        self._nodes.update({str(value.name): self._placeholder(value) for value in node.outputs if value.name})
+
     def _parse_graph_initializers(self, graph: Any) -> None:
         """Short integer vectors are axes and shapes: not all converters look for them among the weights."""
         super()._parse_graph_initializers(graph)
@@ -92,26 +132,32 @@ class _Importer(ONNXGraphImporter):
 
     def _convert_operator(self, op_name: str, inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
         node = self._onnx_nodes[attrs["tvm_custom"]["name"]]
-        try:
-            if node.domain == "":
-                inputs[:] = agreeing(self.bb, node, inputs)  # in place: a list that has None beyond its end
-            if (node.domain, op_name) == EXTERNAL:
-                result = _call_packed(node, inputs)
-            elif node.domain == "" and op_name in CONVERTERS:
-                result = CONVERTERS[op_name](self.bb, node, list(inputs))
-            else:
-                result = super()._convert_operator(op_name, inputs, attrs, opset)
-        except Exception as error:
-            if not (self.failures and any(map(_of_unknown_rank, inputs))):  # not a consequence of an earlier one
-                self.failures.setdefault(f"{op_name} ({_first_line(error)})", []).append(node)
-            placeholders = [self._placeholder(value) for value in node.outputs]
-            return placeholders[0] if len(placeholders) == 1 else relax.Tuple(tuple(placeholders))
+        result: Any = None
+        if node.domain == "":
+            inputs[:] = agreeing(self.bb, node, inputs)  # in place: a list that has None beyond its end
+        if (node.domain, op_name) == EXTERNAL:
+            result = _call_packed(node, list(map(self._tensor, inputs)))
+        elif (node.domain, op_name) in GUARDS:
+            result = GUARDS[node.domain, op_name](self.bb, node, list(map(self._tensor, inputs)))
+        elif node.domain == "" and op_name in CONVERTERS:
+            result = CONVERTERS[op_name](self.bb, node, list(inputs))
+        if result is None:
+            result = super()._convert_operator(op_name, inputs, attrs, opset)
         if isinstance(result, relax.Call):
             result = self.bb.emit(result, name_hint=str(node.name))
             self.sources[result.name] = origin(node)
         if len(node.outputs) == 1 and isinstance(result, relax.Tuple):  # BatchNormalization; TVM sees to it in
             result = result.fields[0]  # the main graph alone
         return self._shaped(result, node.outputs[0])
+
+    def _tensor(self, value: Any) -> Any:
+        """Sizes that are expressions, as a tensor."""
+        if _is_shape(value):
+            return self.bb.normalize(relax.op.shape_to_tensor(value))
+        if not tvm.ir.is_prim_expr(value):
+            return value
+        tensor = self.bb.normalize(relax.op.shape_to_tensor(relax.ShapeExpr([value])))
+        return self.bb.normalize(relax.op.reshape(tensor, relax.ShapeExpr([])))
 
     def _shaped(self, result: Any, value: ir.Value) -> Any:
         """`result` with the shape that ONNX tells, where the importer has lost it."""
@@ -150,6 +196,10 @@ def _call_packed(node: ir.Node, inputs: list[Any]) -> relax.Expr:
         results.append(relax.TensorType(shape, str(output.dtype.numpy())))  # pyright: ignore[reportArgumentType]
     symbol = str(node.attributes.get_string("symbol"))
     return relax.call_dps_packed(symbol, relax.Tuple(list(inputs)), out_ty=results[0] if len(results) == 1 else results)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, relax.Expr) and isinstance(value.ty, relax.ShapeType)
 
 
 def _of_unknown_rank(expression: Any) -> bool:

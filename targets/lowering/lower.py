@@ -1,4 +1,4 @@
-"""ONNX -> Relax: refuse, canonicalise, expand what is left of integer operators, check, name, import, drop."""
+"""ONNX -> Relax: refuse, canonicalise, guard, expand what is left of integer operators, check, name, import, drop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from graphopt.targets.lowering.canonical import canonicalise
 from graphopt.targets.lowering.decompose.recurrent import unroll_recurrent
 from graphopt.targets.lowering.decompose.resize import write_out_resizes
+from graphopt.targets.lowering.guards import guard
 from graphopt.targets.lowering.integer_ops import expand_integer_ops
 from graphopt.targets.lowering.names import to_identifiers
 from graphopt.targets.lowering.support import refuse_other_values, refuse_unsupported
@@ -58,6 +59,7 @@ def lower(model: ir.Model, plan: Callable[[ir.Model], object] | None = None) -> 
 
     refuse_other_values(model)
     model = canonicalise(model.clone())
+    guard(model)
     if plan is not None:
         plan(model)
     unroll_recurrent(model)

@@ -30,6 +30,8 @@ BOTH_DOMAINS = frozenset({"Gelu"})
 # A node a target puts in: it calls the packed function named by its attribute `symbol` with inputs and output, whose
 # symbolic dimensions are those of its first input.
 EXTERNAL = ("graphopt", "CallPacked")
+IN_RANGE, NOT_ZERO = ("graphopt", "InRange"), ("graphopt", "NotZero")
+"""Checks; see `guards`."""
 OWN = frozenset({"BitCast", "Col2Im", "CumProd", "ReverseSequence"})
 """What `converters` has."""
 DTYPES = frozenset(
@@ -50,7 +52,7 @@ def has_converter(domain: str, op_type: str) -> bool:
     from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map  # pyright: ignore[reportPrivateUsage]
 
     if domain == EXTERNAL[0]:
-        return op_type == EXTERNAL[1]
+        return (domain, op_type) in (EXTERNAL, IN_RANGE, NOT_ZERO)
     if domain == "com.microsoft":
         return op_type in MICROSOFT
     if domain != "" or (op_type in MICROSOFT and op_type not in BOTH_DOMAINS):
@@ -211,7 +213,7 @@ RULES: dict[str, Callable[[ir.Node], str | None]] = {
     "NonMaxSuppression": lambda _node: "with several batches or classes TVM selects no box",
     "RMSNormalization": _refuse_rms,
     "Resize": _refuse_resize,
-    "RoiAlign": _refuse_attribute("mode", "avg"),
+    **dict.fromkeys(("MaxRoiPool", "RoiAlign"), lambda _node: "boxes that are not finite read foreign memory"),
     "SpaceToDepth": _refuse_attribute("mode", "DCR"),
     **{f"Reduce{name}": _refuse_empty for name in _REDUCTIONS},
 }

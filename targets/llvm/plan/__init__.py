@@ -6,7 +6,8 @@ and dense layers take the residual addition and the activation that follow them 
 to TVM's operators.
 """
 
+from graphopt.targets.llvm.plan.checks import check
 from graphopt.targets.llvm.plan.transposes import turn
 from graphopt.targets.llvm.plan.walk import plan
 
-__all__ = ["plan", "turn"]
+__all__ = ["check", "plan", "turn"]

@@ -34,7 +34,8 @@ $sizes
 /* Runs the model once. `inputs` and `outputs` point to one array each, row-major, in the order above; `workspace` to
    ${guard}_WORKSPACE_BYTES bytes, whose content does not matter. Nothing may overlap. Calls with workspaces and outputs
    of their own may run at the same time. Some kernels take scratch memory from aligned_alloc() while they run.
-   Returns 0; 1 when a pointer is null or not aligned; 2 when there is no memory left. */
+   Returns 0; 1 when a pointer is null or not aligned; 2 when there is no memory left, or what the inputs
+   say can't be computed: an index beyond what it indexes, an integer divided by zero. */
 int ${name}_run(const void* const* inputs, void* const* outputs, void* workspace);
 
 #ifdef __cplusplus
@@ -78,6 +79,7 @@ static int32_t release(int device, int id, void* pointer) {
 void* (*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = scratch;
 int32_t (*__TVMBackendFreeWorkspace)(int, int, void*) = release;
 
+void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message) { (void)kind, (void)message; }
 void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts, int32_t count) {
   (void)kind, (void)parts, (void)count;
 }

@@ -11,9 +11,13 @@ from tvm import relax
 
 from graphopt.targets.lowering.origins import Origin
 
+CONVOLUTIONS: Mapping[str, Any] = {
+    f"relax.nn.{name}": getattr(relax.op.nn, name) for name in ("conv1d", "conv2d", "conv3d")
+}
+
 
 def sum_in_float32(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.IRModule, dict[str, Origin]]:
-    """Each ``matmul`` of float16 becomes one that gives float32, then a cast to float16.
+    """Each matrix product and convolution of float16 becomes one that gives float32, then a cast to float16.
 
     Also gives `sources` with the arithmetic at the product, and none at the cast that took its name.
     """
@@ -44,11 +48,32 @@ class _Sums(relax.PyExprMutator):
 
     def visit_call_(self, op: Any) -> Any:
         call: Any = self.visit_expr_post_order(op)
-        if getattr(call.op, "name", "") != "relax.matmul":
+        wide = _summed_in_float32(call)
+        if wide is None:
             return call
-        if any(str(argument.ty.dtype) != "float16" for argument in call.args):
-            return call
-        wide = relax.op.matmul(*call.args, out_dtype="float32")
         product: Any = self.builder_.emit(wide, name_hint=f"{self.binding}_float32")
         self.products[str(product.name)] = self.binding
         return relax.op.astype(product, "float16")
+
+
+def _summed_in_float32(call: Any) -> Any:
+    """The product that `call` is, with a result of float32; None for what is no product of float16."""
+    name = getattr(call.op, "name", "")
+    if name not in CONVOLUTIONS and name != "relax.matmul":
+        return None
+    if any(str(argument.ty.dtype) != "float16" for argument in call.args):
+        return None
+    if name == "relax.matmul":
+        return relax.op.matmul(*call.args, out_dtype="float32")
+    said = call.attrs
+    return CONVOLUTIONS[name](
+        *call.args,
+        strides=list(said.strides),
+        padding=list(said.padding),
+        dilation=list(said.dilation),
+        groups=int(said.groups),
+        data_layout=str(said.data_layout),
+        kernel_layout=str(said.kernel_layout),
+        out_layout=str(said.out_layout),
+        out_dtype="float32",
+    )

@@ -7,15 +7,16 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 from tvm.relax import transform
-from tvm.s_tir import dlight
+from tvm.s_tir import SBlock, dlight
 
 from graphopt.errors import LoweringError
 from graphopt.targets.cuda.half import sum_in_float32
 from graphopt.targets.cuda.tensor_cores import TensorCores
 from graphopt.targets.cuda.unit_sums import without_unit_sums
-from graphopt.targets.lowering.origins import Origin, origins_of_functions
+from graphopt.targets.lowering.origins import Origin, at_products, origins_of_functions
 from graphopt.targets.lowering.size_order import sizes_in_order
 
 IS_SCHEDULED = "tirx.is_scheduled"
@@ -57,7 +58,8 @@ def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.I
         ]
     )
     with _tvm("turn every operator into loops"):
-        module, sources = sum_in_float32(transform.DecomposeOpsForInference()(module), sources)
+        module = transform.DecomposeOpsForInference()(module)
+        module, sources = sum_in_float32(module, at_products(module, sources))
         fused = fuse(module)
     origins = origins_of_functions(fused, sources)
     finish = [transform.FuseTIR(), transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
@@ -74,19 +76,17 @@ def schedule(
     Raises:
         LoweringError: naming each kernel no rule fits, the ONNX nodes it computes, and why.
     """
-    rules = [
+    products = [
         *([TensorCores()] if target.kind.name == "cuda" else []),  # pyright: ignore[reportAttributeAccessIssue]  # wmma is CUDA's
         dlight.gpu.Matmul(),
-        dlight.gpu.GEMV(),
-        dlight.gpu.Reduction(),
-        dlight.gpu.GeneralReduction(),
-        dlight.gpu.Fallback(),
     ]
+    reductions = [dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction()]
     used: dict[str, str] = {}
     refused: list[str] = []
     for variable, function in module.functions_items():
         if not isinstance(function, tirx.PrimFunc) or _is_scheduled(function):
             continue
+        rules = [*products, *([] if _convolves(function) else reductions), dlight.gpu.Fallback()]
         scheduled, rule = _first_that_fits(without_unit_sums(function), target, rules)
         if scheduled is None:
             computed = ", ".join(_nodes(origins, variable.name_hint)) or "no node of its own"
@@ -104,6 +104,13 @@ def schedule(
 
 def _nodes(origins: Mapping[str, Origin], name: str) -> tuple[str, ...]:
     return origins[name].nodes if name in origins else ()
+
+
+def _convolves(function: tirx.PrimFunc) -> bool:
+    """A convolution that is no product sums over few taps or channels, by one thread: many would wait for each other."""
+    found: list[str] = []
+    tvm_ffi.structural_walk(function.body, (SBlock, lambda block: found.append(block.name_hint.lower())))
+    return any("conv" in name for name in found)
 
 
 def _is_scheduled(function: tirx.PrimFunc) -> bool:
@@ -133,7 +140,8 @@ def build(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Execut
     Raises:
         LoweringError: TVM can't generate code for a kernel.
     """
-    with _tvm("write the kernels in CUDA C"):
+    settings = {"tirx.use_async_copy": True}  # where a schedule asks for it
+    with _tvm("write the kernels in CUDA C"), tvm.transform.PassContext(config=settings):
         return relax.build(module, target, relax_pipeline=TO_VIRTUAL_MACHINE)
 
 

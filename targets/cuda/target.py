@@ -40,13 +40,14 @@ class Cuda(Target):
         from tvm import tirx
 
         from graphopt.targets.cuda.kernels import build, schedule, to_loops
+        from graphopt.targets.cuda.layout import channels_last
         from graphopt.targets.cuda.link import cuda_source, to_library
         from graphopt.targets.cuda.work import launches
         from graphopt.targets.lowering import lower
 
         archs = as_tuple(self.arch)
         target = tvm_target(archs[0])
-        lowered = lower(model)
+        lowered = channels_last(lower(model))
         with target:
             module, origins = to_loops(lowered.module, lowered.sources)
             loops = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}

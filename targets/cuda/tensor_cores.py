@@ -1,8 +1,11 @@
-"""Matrix products of float16 on tensor cores, summed in float32: a schedule for ``C[s,i,j] += A[s,i,k] * B[s,j,k]``.
+"""Products of float16 on tensor cores, summed in float32: a schedule for ``C[s,i,j] += A[s,i,k] * B[s,k,j]``.
 
-A block of 4 warps computes a tile of 64 x 64 in steps of 32 along k: the tiles of A and B go into shared memory, each
-warp multiplies 32 x 32 of the result by 16 x 16 x 16 fragments (NVIDIA, "CUDA C++ Programming Guide", wmma). Sizes
-that are no multiples of the tile are padded with zeros as they are loaded.
+Matrix products and convolutions alike; of the latter A is read in place, as the implicit product over taps and channels
+(Chetlur et al. 2014, cuDNN). A block of 4 warps computes a tile of 64 x 64 in steps of 32 along k: the tiles of A and B
+go into shared memory, each warp multiplies 32 x 32 of the result by 16 x 16 x 16 fragments (NVIDIA, "CUDA C++
+Programming Guide", wmma). Sizes that are no multiples of the tile, and a convolution's border, are zeros as they are
+loaded. Where the GPU copies asynchronously, three steps are in shared memory: the copies of the next two run while one
+is multiplied. What follows the product element by element is computed as the result leaves shared memory.
 """
 
 from __future__ import annotations
@@ -11,9 +14,13 @@ from typing import Any
 
 from tvm import s_tir, tirx
 from tvm.s_tir.dlight.analysis import get_root_block
-from tvm.s_tir.dlight.gpu.matmul import get_index_map, get_reduction_blocks
+from tvm.s_tir.dlight.gpu.matmul import get_reduction_blocks
+
+from graphopt.targets.cuda.index_maps import index_maps
 
 FRAGMENT, WARP = 16, 32
+STAGES = 3
+"""Steps along k that are in shared memory at once: 35 KiB of operands and results, of 48."""
 WARPS_I, WARPS_J, FRAGMENTS_I, FRAGMENTS_J, FRAGMENTS_K = 2, 2, 2, 2, 2
 TILE_I, TILE_J, TILE_K = WARPS_I * FRAGMENTS_I * FRAGMENT, WARPS_J * FRAGMENTS_J * FRAGMENT, FRAGMENTS_K * FRAGMENT
 
@@ -27,7 +34,12 @@ class TensorCores:
         blocks: Any = get_reduction_blocks(schedule, schedule.get_child_blocks(get_root_block(schedule)))
         if not blocks or not _is_half(schedule.get(blocks[0])):
             return None
-        return _schedule(schedule, blocks[0])
+        return _schedule(schedule, blocks[0], copies_asynchronously(target))
+
+
+def copies_asynchronously(target: Any) -> bool:
+    """Ampere (sm_80) and newer copy from global to shared memory without a register or a wait: cp.async."""
+    return int(str(target.attrs["arch"]).removeprefix("sm_")) >= 80
 
 
 def _is_half(block: Any) -> bool:
@@ -35,12 +47,12 @@ def _is_half(block: Any) -> bool:
     return read == {"float16"} and written == {"float32"}
 
 
-def _schedule(sch: Any, main: Any) -> Any:
+def _schedule(sch: Any, main: Any, asynchronous: bool) -> Any:
     from graphopt.targets.cuda.wmma import COMPUTE, INIT, LOAD, STORE  # parsed on import: seconds
 
     reads = [sch.reindex(main, ("read", index)) for index in (0, 1)]
     written = sch.reindex(main, ("write", 0))
-    maps = get_index_map(sch.get(main))
+    maps = index_maps(sch.get(main), TILE_I)
     if maps is None:
         return None
     of_product, of_a, of_b, of_c = maps
@@ -76,6 +88,10 @@ def _schedule(sch: Any, main: Any) -> Any:
     sch.reverse_compute_at(store, warp)
     sch.reverse_compute_at(staged, warp)
     start = sch.decompose_reduction(outer, k0)
+    if asynchronous:
+        sch.annotate(k0, "software_pipeline_stage", [0, 0, STAGES - 1])
+        sch.annotate(k0, "software_pipeline_order", [0, 1, 2])
+        sch.annotate(k0, "software_pipeline_async_stages", [0])
 
     for block, name in zip(fragments, LOAD, strict=True):
         sch.tensorize(_by_fragments(sch, block), name)

@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 INIT, COMPUTE, STORE = "graphopt.wmma.init", "graphopt.wmma.compute", "graphopt.wmma.store"
 LOAD = ("graphopt.wmma.load_a", "graphopt.wmma.load_b")
-"""Of the left operand, [i, k]; of the right one, [j, k]."""
+"""Of the left operand, [i, k]; of the right one, [k, j]."""
 
 
 def _fragment(buffer: Any, stride: Any) -> Any:
@@ -96,7 +96,7 @@ def _compute() -> tuple[Any, Any]:
             for i, j, k in T.grid(16, 16, 16):
                 with T.sblock(""):
                     vi, vj, vk = T.axis.remap("SSR", [i, j, k])
-                    C[vi, vj] = C[vi, vj] + T.Cast("float32", A[vi, vk]) * T.Cast("float32", B[vj, vk])
+                    C[vi, vj] = C[vi, vj] + T.Cast("float32", A[vi, vk]) * T.Cast("float32", B[vk, vj])
 
     @T.prim_func(s_tir=True)
     def calls(a: T.handle, b: T.handle, c: T.handle) -> None:
@@ -164,4 +164,4 @@ TensorIntrin.register(INIT, *_init())
 TensorIntrin.register(COMPUTE, *_compute())
 TensorIntrin.register(STORE, *_store())
 TensorIntrin.register(LOAD[0], *_load("wmma.matrix_a", "row_major"))
-TensorIntrin.register(LOAD[1], *_load("wmma.matrix_b", "col_major"))
+TensorIntrin.register(LOAD[1], *_load("wmma.matrix_b", "row_major"))

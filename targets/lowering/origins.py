@@ -43,6 +43,32 @@ def does_arithmetic_of(node: ir.Node, replaced: Iterable[ir.Node]) -> None:
     node.metadata_props[MACS] = str(sum(map(cost.macs, replaced)))
 
 
+PRODUCTS = frozenset({"relax.matmul", *(f"relax.nn.conv{k}d" for k in (1, 2, 3)), "relax.nn.conv2d_transpose"})
+
+
+def at_products(module: tvm.IRModule, sources: Mapping[str, Origin]) -> dict[str, Origin]:
+    """`sources` with arithmetic where it is done: of a node that became a product and an addition, at the product.
+
+    The importer names what a node became last; a product with no name gets the origin of the first reader that has one.
+    """
+    found = dict(sources)
+    for function in module.functions.values():
+        if not isinstance(function, relax.Function) or function.attrs.get("Primitive"):
+            continue
+        bindings = {str(binding.var.name): binding for binding in _bindings(function)}
+        readers = {str(a.name): name for name, b in bindings.items() for a in getattr(b.value, "args", ()) if isinstance(a, relax.Var)}
+        for name, binding in bindings.items():
+            if name in found or getattr(getattr(binding.value, "op", None), "name", "") not in PRODUCTS:
+                continue
+            reader = readers.get(name)
+            while reader is not None and reader not in sources:
+                reader = readers.get(reader)
+            if reader is not None and found[reader].macs_per_element:
+                found[name] = found[reader]
+                found[reader] = dataclasses.replace(found[reader], macs_per_element=0.0)
+    return found
+
+
 def origins_of_functions(module: tvm.IRModule, sources: Mapping[str, Origin]) -> dict[str, Origin]:
     """What each function that `module` calls computes, by the `sources` of the lowering.
 

@@ -18,6 +18,8 @@ _CAST = re.compile(r"\((?:volatile )?(\w+)\s?\*\)(?=\s*[(\w&])")
 _ASM = re.compile(r"\b(?:__asm__|asm)\s*(?:__volatile__|volatile)?\s*\(")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _MNEMONIC = re.compile(r"(?<![\w.])(mma\.|ldmatrix\.|stmatrix\.|cp\.async|wgmma\.)[\w.:]*")
+_HELPER = re.compile(r"^__forceinline__ __device__ void (\w+)\(([^()]*)\)", re.MULTILINE)
+_LOCAL_POINTER = re.compile(r"\b\w+\s?\*\s*(\w+) =")
 _MEETS = re.compile(r"__sync|__shfl|__activemask|__ballot|__any|__all|wmma::|ptx_")
 
 
@@ -26,7 +28,24 @@ def to_cpp(source: str) -> str:
     source = _INCLUDE.sub("", source)
     first = _SIGNATURE.search(source)
     start = first.start() if first else len(source)
-    return '#include "emulation.h"\n' + source[:start] + _kernels(source[start:])
+    return '#include "emulation.h"\n' + _helpers(source[:start]) + _kernels(source[start:])
+
+
+def _helpers(code: str) -> str:
+    """What stands before the kernels; TVM's functions around inline assembly are templates over their pointers."""
+    first = _HELPER.search(code)
+    if first is None:
+        return code
+    functions = _LOCAL_POINTER.sub(r"auto \1 =", code[first.start() :])
+    return code[: first.start()] + _assembly(_CAST.sub(r"(ptr<\1>)", _HELPER.sub(_template, functions)))
+
+
+def _template(signature: re.Match[str]) -> str:
+    parameters = [text.strip() for text in signature[2].split(",") if text.strip()]
+    kinds = ", ".join(f"class P{index}" for index, text in enumerate(parameters) if "*" in text)
+    given = [f"P{index} {text.split('*')[1]}" if "*" in text else text for index, text in enumerate(parameters)]
+    template = f"template <{kinds}> " if kinds else ""
+    return f"{template}static void {signature[1]}({', '.join(given)})"
 
 
 def _kernels(code: str) -> str:

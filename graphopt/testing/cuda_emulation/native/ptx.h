@@ -39,6 +39,17 @@ CP_ASYNC(ptx_cp_async_ca_shared_global)
 CP_ASYNC(ptx_cp_async_cg_shared_global)
 CP_ASYNC(ptx_cp_async_ca_shared_global_L2_128B)
 CP_ASYNC(ptx_cp_async_cg_shared_global_L2_128B)
+
+/* With a predicate: copied where it has the value, else zeros are stored, at once. */
+#define CP_ASYNC_IF(name)                                                                                     \
+  template <class P> void name(unsigned to, P from, int bytes, unsigned predicate, unsigned, unsigned value) { \
+    if (predicate == value) return emulated::copy_async(to, from, bytes, bytes);                              \
+    char* at = emulated::at_shared(to);                                                                       \
+    emulated::check(at, bytes, emulated::region_of(at), true);                                                \
+    memset(at, 0, bytes);                                                                                     \
+  }
+CP_ASYNC_IF(ptx_if_cp_async_ca_shared_global)
+CP_ASYNC_IF(ptx_if_cp_async_cg_shared_global)
 inline void ptx_cp_async_commit_group() { emulated::running->group++; }
 inline void ptx_cp_async_wait_group(int pending) { emulated::finish(pending); }
 inline void ptx_cp_async_wait_all() { ptx_cp_async_commit_group(); emulated::finish(0); }

@@ -18,6 +18,7 @@ class Built:
     computes, where they are several; where a kernel's calls aren't told apart, the nodes of all of them. `left`: node
     -> why the target did not do with it all that it can. `skipped`: for each pass, node -> why it left the
     node. `estimates`: GPU -> the least milliseconds that its data sheet allows; nothing measured.
+    `tensor_core_share`: of the multiply-adds, on a GPU.
     """
 
     target: str
@@ -26,6 +27,7 @@ class Built:
     left: dict[str, str]
     skipped: dict[str, dict[str, str]]
     estimates: dict[str, float]
+    tensor_core_share: float | None
 
 
 def built(artifact: Artifact) -> Built:
@@ -47,4 +49,5 @@ def built(artifact: Artifact) -> Built:
             if step["skipped"]
         },
         estimates={gpu: one["milliseconds"] for gpu, one in target.get("estimates", {}).items()},
+        tensor_core_share=target.get("tensor_core_share"),
     )

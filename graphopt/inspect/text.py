@@ -100,6 +100,8 @@ def _built(built: Built) -> Iterator[str]:
     for reason, times in reasons.most_common(SHOWN):
         node = next(name for name, why in built.left.items() if why == reason)
         yield f"{node}{f' and {times - 1} more' if times > 1 else ''}: {reason}"
+    if built.tensor_core_share is not None:
+        yield f"{built.tensor_core_share:.1%} of the multiply-adds on tensor cores"
     for gpu, milliseconds in built.estimates.items():
         yield f"{gpu}: at least {milliseconds:.3g} ms, an estimate from its data sheet, not measured"
 

@@ -22,12 +22,20 @@ def gpu_section(evidence: Evidence) -> Element | None:
     text = (
         f"Compiled by {evidence.account['route']}, {evidence.account['embedded']}; {evidence.account['run']}. "
         "Occupancy is how many of a multiprocessor's warps fit, by the kernel's registers and shared memory."
+        f"{_on_tensor_cores(evidence.account)}"
     )
     section = tag("section", tag("h2", "On the GPU"), tag("p", text), id="gpu")
     add(section, _kernels(kernels))
     for name, found in estimates.items():
         add(section, *_estimate(name, found))
     return section
+
+
+def _on_tensor_cores(account: Mapping[str, Any]) -> str:
+    share = account.get("tensor_core_share")
+    if share is None:
+        return ""
+    return f" {percent(share)} of the multiply-adds are on tensor cores (counted in {account['counted']})."
 
 
 def _kernels(kernels: Sequence[Mapping[str, Any]]) -> Element:

@@ -69,13 +69,14 @@ def _by_nvcc(source: str, arch: str, nvcc: str) -> Binary:
 @functools.cache
 def _nvrtc() -> str | None:
     """The NVRTC library of the PyPI package nvidia-cuda-nvrtc, when its headers are there as well."""
-    for folder in _pip_folders():
+    for folder in pip_folders():
         if (folder / "include" / "cccl").is_dir():
             return next((str(path) for path in sorted(folder.glob("lib/libnvrtc.so.*"))), None)
     return None
 
 
-def _pip_folders() -> list[Path]:
+def pip_folders() -> list[Path]:
+    """Where PyPI's CUDA packages keep their files, the newest CUDA first."""
     spec = importlib.util.find_spec("nvidia")
     roots = [] if spec is None or spec.submodule_search_locations is None else spec.submodule_search_locations
     return [folder for root in roots for folder in sorted(Path(root).glob("cu*"), reverse=True)]

@@ -1,4 +1,4 @@
-"""A product's axes sorted into ``C[s,i,j] += A[s,i,k] * B[s,k,j]``: of a convolution, i runs over pixels, k over taps."""
+"""A product's axes sorted into ``C[s,i,j] += A[s,i,k] * B[s,k,j]``: in a convolution i is of pixels, k of taps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ S, I, J, K = IterKind.kIter_S, IterKind.kIter_I, IterKind.kIter_J, IterKind.kIte
 def index_maps(block: Any, tile: int) -> tuple[tirx.IndexMap, ...] | None:
     """Of the block, of A, B and C; None for what is no such product.
 
-    An open dimension (a batch) beside fixed ones whose product is no multiple of `tile` joins s in place of i: TVM can't
-    prove then that tiles over both cover all there is.
+    An open dimension (a batch) beside fixed ones whose product is no multiple of `tile` joins s in place of i: TVM
+    can't prove then that tiles over both cover all there is.
     """
     found: Any = detect_iter_traits(block)
     if found is None:

@@ -107,10 +107,15 @@ def _nodes(origins: Mapping[str, Origin], name: str) -> tuple[str, ...]:
 
 
 def _convolves(function: tirx.PrimFunc) -> bool:
-    """A convolution that is no product sums over few taps or channels, by one thread: many would wait for each other."""
-    found: list[str] = []
-    tvm_ffi.structural_walk(function.body, (SBlock, lambda block: found.append(block.name_hint.lower())))
-    return any("conv" in name for name in found)
+    """Grouped convolutions sum over few taps and channels: a thread does that alone, several would only wait."""
+    names: list[str] = []
+
+    def block(found: Any) -> None:
+        names.append(str(found.name_hint).lower())
+
+    body: Any = function
+    tvm_ffi.structural_walk(body.body, (SBlock, block))
+    return any("conv" in name for name in names)
 
 
 def _is_scheduled(function: tirx.PrimFunc) -> bool:

@@ -68,7 +68,10 @@ class _Folder(relax.PyExprMutator):
         name, array = self.weights[source]
         made = _FOLDED[operator](array, value, [int(dim) for dim in shape])
         variable: Any = relax.Var(str(binding.var.name), relax.TensorType(made.shape, str(made.dtype)))  # pyright: ignore[reportArgumentType]
-        self.weights[variable] = (_fresh(f"{name}_as_{variable.name}", {known for known, _ in self.weights.values()}), made)
+        self.weights[variable] = (
+            _fresh(f"{name}_as_{variable.name}", {known for known, _ in self.weights.values()}),
+            made,
+        )
         self.set_var_remap(binding.var, variable)
 
 

@@ -12,6 +12,7 @@ from graphopt.targets.cuda.compiler import Binary
 from graphopt.targets.cuda.occupancy import occupancy
 from graphopt.targets.cuda.ptxas import parse
 from graphopt.targets.cuda.roofline import Work, estimates
+from graphopt.targets.cuda.sass import Instructions, instructions, tensor_core_share
 
 if TYPE_CHECKING:
     import tvm
@@ -51,14 +52,20 @@ def report(
     origins: Mapping[str, Origin],
     launched: Mapping[str, Sequence[Launch]],
     todo: Sequence[Work],
+    source: str,
 ) -> dict[str, Any]:
     """The account of a build: `binaries` by architecture, the others by function.
 
     `kernels` are those of the first architecture; of the others `other_archs` has what differs by architecture.
+    `tensor_core_share` is of the model's multiply-adds (`macs`), on the first; `counted` says from what.
     """
-    by_arch = {arch: _kernels(arch, binary, rules, origins, launched) for arch, binary in binaries.items()}
+    read = {arch: instructions(binary, source) for arch, binary in binaries.items()}
+    by_arch = {
+        arch: _kernels(arch, binary, rules, origins, launched, read[arch][0]) for arch, binary in binaries.items()
+    }
     first, *others = by_arch
-    binary = binaries[first]
+    binary, (found, counted) = binaries[first], read[first]
+    share = tensor_core_share(todo, found)
     return {
         "arch": first if not others else list(by_arch),
         "route": binary.route,
@@ -76,6 +83,10 @@ def report(
             for kernel in kernels
             if kernel.get("spill_stores") or kernel.get("spill_loads")
         ],
+        "notes": [f"{share:.1%} of the multiply-adds are on tensor cores (counted in {counted})"] if share else [],
+        "macs": sum(work.calls * work.macs for work in todo),
+        "tensor_core_share": share,
+        "counted": counted,
         "estimates": estimates(list(binaries), todo),
         "run": "not run: compiling never runs the kernels" if devices() else "not run: no CUDA device on this machine",
     }
@@ -87,11 +98,12 @@ def _kernels(
     rules: Mapping[str, str],
     origins: Mapping[str, Origin],
     launched: Mapping[str, Sequence[Launch]],
+    found: Mapping[str, Instructions],
 ) -> list[dict[str, Any]]:
     """One row for each kernel that ptxas saw; without ptxas, for each function."""
     rows: list[dict[str, Any]] = []
     for use in parse(binary.log):
-        row = {**dataclasses.asdict(use), **_of(use.function, rules, origins)}
+        row = {**dataclasses.asdict(use), **_of(use.function, rules, origins), **_instructions(found.get(use.name))}
         launch = _launch_of(use.name, launched.get(use.function, ()))
         if launch is not None:
             held = occupancy(arch, launch.threads, use.registers, use.shared)
@@ -102,7 +114,13 @@ def _kernels(
                 "occupancy_limit": held.limit,
             }
         rows.append(row)
-    return rows or [{"name": name, **_of(name, rules, origins)} for name in rules]
+    return rows or [
+        {"name": name, **_of(name, rules, origins), **_instructions(found.get(f"{name}_kernel"))} for name in rules
+    ]
+
+
+def _instructions(found: Instructions | None) -> dict[str, int]:
+    return {} if found is None else {"tensor_core_instructions": found.matrix, "asynchronous_copies": found.copies}
 
 
 def _of(function: str, rules: Mapping[str, str], origins: Mapping[str, Origin]) -> dict[str, Any]:

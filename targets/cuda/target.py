@@ -65,7 +65,7 @@ class Cuda(Target):
             outputs=lowered.outputs,
             device="cuda",
             files=_files(source, binaries),
-            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules)),
+            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules), source),
         )
 
     @classmethod

@@ -52,11 +52,13 @@ def at_products(module: tvm.IRModule, sources: Mapping[str, Origin]) -> dict[str
     The importer names what a node became last; a product with no name gets the origin of the first reader that has one.
     """
     found = dict(sources)
-    for function in module.functions.values():
+    for _, function in module.functions_items():
         if not isinstance(function, relax.Function) or function.attrs.get("Primitive"):
             continue
         bindings = {str(binding.var.name): binding for binding in _bindings(function)}
-        readers = {str(a.name): name for name, b in bindings.items() for a in getattr(b.value, "args", ()) if isinstance(a, relax.Var)}
+        readers: dict[str, str] = {}
+        for name, binding in reversed(bindings.items()):
+            readers |= {str(a.name): name for a in getattr(binding.value, "args", ()) if isinstance(a, relax.Var)}
         for name, binding in bindings.items():
             if name in found or getattr(getattr(binding.value, "op", None), "name", "") not in PRODUCTS:
                 continue

@@ -77,13 +77,8 @@ def test_ordinary_convolutions_get_tensor_cores_with_what_follows_fused(program)
 
 
 def test_the_arithmetic_of_every_convolution_is_accounted_for(single, program):
-    rows = {row["function"]: row for row in program.report["estimates"]["A100"]["kernels"]}
-    from graphopt.targets.cuda.roofline import Work, estimates
-
-    assert rows
-    total = sum(cost.macs(node) for node in single.graph)
-    assert total == program.report["macs"]
-    assert estimates(["sm_80"], [Work("f", 1, total, 0, 1)])["A100"]["milliseconds"] > 0
+    """Those with no bias too, whose last operator is a cast."""
+    assert program.report["macs"] == sum(cost.macs(node) for node in single.graph)
 
 
 @needs_linux
@@ -99,19 +94,19 @@ def test_a_fixed_batch_shares_tiles_and_an_old_gpu_waits_for_its_copies(single, 
     graph.bind_dims(fixed, {"N": 2})
     program = Cuda(arch="sm_75", compiler="source").build(fixed, Context())
     assert "cp_async" not in program.files["kernels.cu"].decode()
-    blocks = {row["name"]: row for row in program.report["kernels"]}
-    assert blocks
     check(emulate(fixed, feeds(2), arch="sm_75"), oracle.run(single, feeds(2)))
 
 
 @needs_linux
 @pytest.mark.parametrize(
-    ("fault", "says"), [("cp.async.wait_group 2", "written"), ("__syncthreads();\n    for", "barrier")]
+    ("whole", "broken"),
+    [("cp.async.wait_group 2;", "cp.async.wait_group 3;"), ("\n    __syncthreads();\n    for", "\n    for")],
+    ids=["a wait", "the barriers"],
 )
-def test_a_pipeline_without_its_waits_or_barriers_is_caught(half, program, tmp_path, fault, says):
+def test_a_pipeline_without_its_waits_or_barriers_is_caught(half, program, tmp_path, whole, broken):
     def edit(source: str) -> str:
-        assert fault in source
-        return source.replace(fault, fault.replace("cp.async.wait_group 2", "// ").removeprefix("__syncthreads();"))
+        assert whole in source
+        return source.replace(whole, broken)
 
-    with pytest.raises(EmulationError, match=says):
+    with pytest.raises(EmulationError, match=r"byte \d+ of shared"):
         emulate(written(half, program, tmp_path), feeds(1), edit=edit)

@@ -64,11 +64,12 @@ def _program(model: ir.Model, arch: str) -> tuple[Program, dict[str, tuple[int, 
 
     from graphopt.targets.cuda.arch import tvm_target
     from graphopt.targets.cuda.kernels import TO_VIRTUAL_MACHINE, to_loops
+    from graphopt.targets.cuda.layout import channels_last
     from graphopt.targets.llvm.cpu import native
     from graphopt.targets.llvm.link import to_library
     from graphopt.targets.lowering import lower
 
-    lowered, here = lower(model), native()
+    lowered, here = channels_last(lower(model)), native()
     gpu = tvm_target(arch)
     cpu = here.tvm_target()
     with gpu:

@@ -8,7 +8,7 @@ convolutions; what it does to weights is done here, once, and not at each run.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ def fold_weights(lowered: Lowered) -> Lowered:
     main: Any = lowered.module["main"]
     inputs = main.params[: len(lowered.inputs)]
     folder: Any = _Folder(lowered.module)
+    folder.named = lowered.sources
     folder.weights = dict(zip(main.params[len(inputs) :], lowered.weights.items(), strict=True))
     body = folder.visit_expr(main.body)
     used = set(relax.analysis.free_vars(body))
@@ -56,6 +57,8 @@ class _Folder(relax.PyExprMutator):
     """`weights`: variables that are weights, those made here as well, with name and array."""
 
     weights: dict[Any, tuple[str, Array]]
+    named: Container[str] = ()
+    count = 0
 
     def visit_var_binding_(self, binding: Any) -> None:
         value = binding.value
@@ -63,7 +66,7 @@ class _Folder(relax.PyExprMutator):
         source: Any = self.visit_expr(value.args[0]) if operator in _FOLDED else None
         shape = binding.var.ty.shape if source in self.weights else None
         if shape is None or not all(isinstance(dim, tirx.IntImm) for dim in shape):
-            super().visit_var_binding_(binding)
+            self._keep(binding)
             return
         name, array = self.weights[source]
         made = _FOLDED[operator](array, value, [int(dim) for dim in shape])
@@ -73,6 +76,15 @@ class _Folder(relax.PyExprMutator):
             made,
         )
         self.set_var_remap(binding.var, variable)
+
+    def _keep(self, binding: Any) -> None:
+        """ConvertLayout gives variables names that others have: those of no ONNX node get new ones here."""
+        if not isinstance(binding.var, relax.DataflowVar) or str(binding.var.name) in self.named:
+            super().visit_var_binding_(binding)
+            return
+        self.count += 1
+        kept: Any = self.builder_.emit(self.visit_expr(binding.value), name_hint=f"step{self.count}")
+        self.set_var_remap(binding.var, kept)
 
 
 def _fresh(name: str, taken: set[str]) -> str:

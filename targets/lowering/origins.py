@@ -55,19 +55,19 @@ def at_products(module: tvm.IRModule, sources: Mapping[str, Origin]) -> dict[str
     for _, function in module.functions_items():
         if not isinstance(function, relax.Function) or function.attrs.get("Primitive"):
             continue
-        bindings = {str(binding.var.name): binding for binding in _bindings(function)}
-        readers: dict[str, str] = {}
-        for name, binding in reversed(bindings.items()):
-            readers |= {str(a.name): name for a in getattr(binding.value, "args", ()) if isinstance(a, relax.Var)}
-        for name, binding in bindings.items():
+        bindings = {binding.var: binding for binding in _bindings(function)}
+        readers: dict[Any, Any] = {}
+        for variable, binding in reversed(bindings.items()):
+            readers |= {argument: variable for argument in getattr(binding.value, "args", ()) if argument in bindings}
+        for variable, binding in bindings.items():
+            name, reader = str(variable.name), readers.get(variable)
             if name in found or getattr(getattr(binding.value, "op", None), "name", "") not in PRODUCTS:
                 continue
-            reader = readers.get(name)
-            while reader is not None and reader not in sources:
+            while reader is not None and str(reader.name) not in sources:
                 reader = readers.get(reader)
-            if reader is not None and found[reader].macs_per_element:
-                found[name] = found[reader]
-                found[reader] = dataclasses.replace(found[reader], macs_per_element=0.0)
+            if reader is not None and found[str(reader.name)].macs_per_element:
+                found[name] = found[str(reader.name)]
+                found[str(reader.name)] = dataclasses.replace(found[name], macs_per_element=0.0)
     return found
 
 

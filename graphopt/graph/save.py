@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 
 from graphopt.atomic import atomic_write
 
 if TYPE_CHECKING:
-    import onnx
     from google.protobuf.message import Message
 
 EXTERNAL_ABOVE = 1 << 29
 """Weight bytes above which they go to `NAME.onnx.data` beside the model."""
+HEAVY = 1 << 16
+"""Bytes from which a tensor is written from where it lies."""
 INLINE_BELOW = 1024
 """Bytes under which a tensor stays in the model: shapes and axes that shape inference reads."""
 ALIGNMENT = 4096
@@ -39,27 +41,57 @@ def save(model: ir.Model, path: str | Path) -> Path:
             data = path.resolve().with_name(f"{path.resolve().name}.data")
             model = _put_outside(model, files.enter_context(atomic_write(data)), data.name)
         with scratch.open("wb") as file:
-            file.writelines(_pieces(ir.to_proto(model)))
+            _write(model, file)
     return path
 
 
-def _pieces(proto: onnx.ModelProto) -> Iterator[bytes]:
-    """`proto` serialised, each initializer by itself: protobuf's own buffer is copied whenever it has to grow.
+def _write(model: ir.Model, file: BinaryIO) -> None:
+    """`model` serialised, each initializer by itself: protobuf would copy them whenever its buffer has to grow.
 
-    The parts of a message may come in any order, and the fields of one field of it in several pieces. Empties `proto`.
+    The parts of a message may come in any order, and its fields in several pieces.
     """
+    light, heavy = _lightened(model)
+    proto = ir.to_proto(light)
     graph = proto.graph
-    tensors = [tensor.SerializeToString() for tensor in graph.initializer]
-    tensor_tag = _tag(graph, "initializer")
+    tensor_tag, data_tag = _tag(graph, "initializer"), _tag(onnx.TensorProto(), "raw_data")
+    pieces: list[bytes | ir.TensorProtocol] = []
+    for tensor in graph.initializer:
+        data = heavy.get(tensor.name)
+        if data is None:
+            head, body = tensor.SerializeToString(), b""
+        else:
+            tensor = onnx.TensorProto(name=tensor.name, data_type=data.dtype.value, dims=data.shape.numpy())
+            head, body = tensor.SerializeToString() + data_tag + _varint(data.nbytes), data
+        pieces += [tensor_tag + _varint(len(head) + _size(body)) + head, body]
     del graph.initializer[:]
-    fields = [graph.SerializeToString()]
-    for tensor in tensors:
-        fields += [tensor_tag, _varint(len(tensor)), tensor]
+    pieces.append(graph.SerializeToString())
     graph_tag = _tag(proto, "graph")
     proto.ClearField("graph")
-    yield proto.SerializeToString()
-    yield graph_tag + _varint(sum(map(len, fields)))
-    yield from fields
+    file.write(proto.SerializeToString() + graph_tag + _varint(sum(map(_size, pieces))))
+    for piece in pieces:
+        file.write(piece if isinstance(piece, bytes) else piece.tobytes())
+
+
+def _size(piece: bytes | ir.TensorProtocol) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece.nbytes
+
+
+def _lightened(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
+    """A copy of `model` whose large initializers are empty, and what they were; itself where there are none."""
+    known = {name: value.const_value for name, value in model.graph.initializers.items()}
+    heavy = {name: tensor for name, tensor in known.items() if tensor is not None and _is_heavy(tensor)}
+    if not heavy:
+        return model, {}
+    copy = model.clone()
+    for name in heavy:
+        copy.graph.initializers[name].const_value = ir.tensor(np.zeros(0, np.uint8))
+    return copy, heavy
+
+
+def _is_heavy(tensor: ir.TensorProtocol) -> bool:
+    if isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING:
+        return False
+    return tensor.nbytes >= HEAVY and not tensor.doc_string and not tensor.metadata_props
 
 
 def _tag(message: Message, field: str) -> bytes:

@@ -5,6 +5,7 @@ import mmap
 import weakref
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -267,6 +268,8 @@ def test_the_file_holds_what_the_model_does(tmp_path: Path):
         <domain: "own", opset_import: ["" : 21]> twice (v) => (r) {{ r = Add(v, v) }}"""
     model = from_proto(onnx.parser.parse_model(text))
     model.graph.initializers["big"] = ir.val("big", const_value=ir.tensor(np.ones((300, 70), np.float32), name="big"))
+    half = ir.tensor(np.arange(140000).astype(ml_dtypes.int4), ir.DataType.INT4, name="packed")
+    model.graph.initializers["packed"] = ir.val("packed", const_value=half)
     want = ir.to_proto(model)
     assert onnx.load(save(model, tmp_path / "m.onnx")) == want
     assert want.metadata_props[0].value == "hand"

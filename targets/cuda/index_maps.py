@@ -11,6 +11,19 @@ from tvm.s_tir.dlight.gpu.matmul import IterKind, detect_iter_traits, make_iter_
 S, I, J, K = IterKind.kIter_S, IterKind.kIter_I, IterKind.kIter_J, IterKind.kIter_K  # noqa: E741
 
 
+def tiles(block: Any, size: int) -> int:
+    """How many tiles of `size` x `size` the product has; open dimensions count as 1. 0 for what is no product."""
+    found: Any = detect_iter_traits(block)
+    if found is None:
+        return 0
+    extents = {kind: [_fixed(trait) for trait in found[3] if trait.kind == kind] for kind in (S, I, J)}
+    return math.prod(extents[S]) * math.prod(-(-math.prod(extents[kind]) // size) for kind in (I, J))
+
+
+def _fixed(trait: Any) -> int:
+    return int(trait.extent) if isinstance(trait.extent, tirx.IntImm) else 1
+
+
 def index_maps(block: Any, tile: int) -> tuple[tirx.IndexMap, ...] | None:
     """Of the block, of A, B and C; None for what is no such product.
 

@@ -145,7 +145,8 @@ def build(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Execut
     Raises:
         LoweringError: TVM can't generate code for a kernel.
     """
-    settings = {"tirx.use_async_copy": True}  # where a schedule asks for it
+    # cp.async where a schedule asks for it; no buffer in another's memory, whose type tensor-core stores then mistake.
+    settings = {"tirx.use_async_copy": True, "tirx.disable_storage_rewrite": True}
     with _tvm("write the kernels in CUDA C"), tvm.transform.PassContext(config=settings):
         return relax.build(module, target, relax_pipeline=TO_VIRTUAL_MACHINE)
 

@@ -1,9 +1,9 @@
 """Products of float16 on tensor cores, summed in float32: a schedule for ``C[s,i,j] += A[s,i,k] * B[s,k,j]``.
 
 Matrix products and convolutions alike; of the latter A is read in place, as the implicit product over taps and channels
-(Chetlur et al. 2014, cuDNN). A block of 4 warps computes a tile of 64 x 64 in steps of 32 along k: the tiles of A and B
-go into shared memory, each warp multiplies 32 x 32 of the result by 16 x 16 x 16 fragments (NVIDIA, "CUDA C++
-Programming Guide", wmma). Sizes that are no multiples of the tile, and a convolution's border, are zeros as they are
+(Chetlur et al. 2014, cuDNN). A block of 4 warps computes a tile of 64 x 64, or of 32 x 32 where there would be too few
+to occupy a GPU, in steps of 32 along k: the tiles of A and B go into shared memory, each warp multiplies its quarter by
+16 x 16 x 16 fragments (NVIDIA, "CUDA C++ Programming Guide", wmma). Sizes that are no multiples of the tile, and a convolution's border, are zeros as they are
 loaded. Where the GPU copies asynchronously, three steps are in shared memory: the copies of the next two run while one
 is multiplied. What follows the product element by element is computed as the result leaves shared memory.
 """
@@ -16,13 +16,15 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu.matmul import get_reduction_blocks
 
-from graphopt.targets.cuda.index_maps import index_maps
+from graphopt.targets.cuda.index_maps import index_maps, tiles
 
 FRAGMENT, WARP = 16, 32
 STAGES = 3
-"""Steps along k that are in shared memory at once: 35 KiB of operands and results, of 48."""
-WARPS_I, WARPS_J, FRAGMENTS_I, FRAGMENTS_J, FRAGMENTS_K = 2, 2, 2, 2, 2
-TILE_I, TILE_J, TILE_K = WARPS_I * FRAGMENTS_I * FRAGMENT, WARPS_J * FRAGMENTS_J * FRAGMENT, FRAGMENTS_K * FRAGMENT
+"""Steps along k that are in shared memory at once: with the results at most 45 KiB of 48."""
+WARPS_I, WARPS_J, FRAGMENTS_K = 2, 2, 2
+TILES = (64, 32)
+ENOUGH = 108
+"""Tiles: an A100 has as many multiprocessors."""
 
 
 class TensorCores:
@@ -52,7 +54,9 @@ def _schedule(sch: Any, main: Any, asynchronous: bool) -> Any:
 
     reads = [sch.reindex(main, ("read", index)) for index in (0, 1)]
     written = sch.reindex(main, ("write", 0))
-    maps = index_maps(sch.get(main), TILE_I)
+    tile = next((size for size in TILES if tiles(sch.get(main), size) >= ENOUGH), TILES[-1])
+    fragments_i, fragments_j = tile // WARPS_I // FRAGMENT, tile // WARPS_J // FRAGMENT
+    maps = index_maps(sch.get(main), tile)
     if maps is None:
         return None
     of_product, of_a, of_b, of_c = maps
@@ -60,7 +64,7 @@ def _schedule(sch: Any, main: Any, asynchronous: bool) -> Any:
     sch.transform_layout(reads[1], ("write", 0), of_b)
     sch.transform_layout(written, ("read", 0), of_c)
     sch.transform_block_layout(main, of_product)
-    sch.pad_einsum(main, [1, TILE_I, TILE_J, TILE_K])
+    sch.pad_einsum(main, [1, tile, tile, FRAGMENTS_K * FRAGMENT])
 
     batch, i, j, k = sch.get_loops(main)
     i, i_in = sch.split(i, [None, FRAGMENT])
@@ -68,8 +72,8 @@ def _schedule(sch: Any, main: Any, asynchronous: bool) -> Any:
     k, k_in = sch.split(k, [None, FRAGMENT])
     sch.reorder(i, j, k, i_in, j_in, k_in)
     inner, outer = main, sch.blockize(i_in)
-    i0, i1, i2 = sch.split(i, [None, WARPS_I, FRAGMENTS_I])
-    j0, j1, j2 = sch.split(j, [None, WARPS_J, FRAGMENTS_J])
+    i0, i1, i2 = sch.split(i, [None, WARPS_I, fragments_i])
+    j0, j1, j2 = sch.split(j, [None, WARPS_J, fragments_j])
     k0, k1 = sch.split(k, [None, FRAGMENTS_K])
     sch.reorder(i0, j0, i1, j1, k0, k1, i2, j2)
     warp = sch.fuse(i1, j1)

@@ -68,6 +68,16 @@ def test_sizes_that_are_no_multiples_of_the_tile(net, program, tmp_path, batch, 
         np.testing.assert_allclose(value.astype(np.float32), expected[name].astype(np.float32), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize(("rows", "blocks"), [(768, 12 * 9), (704, 22 * 18)])
+def test_tiles_are_small_where_large_ones_are_too_few_for_a_gpu(rows, blocks):
+    """Of 64 x 64 where there are 108 of them, else of 32 x 32."""
+    model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["": 18]>
+        net (float16[{rows}, 64] x, float16[64, 576] w) => (float16[{rows}, 576] y) {{ [mm] y = MatMul(x, w) }}""")
+    (kernel,) = Cuda(arch="sm_80").build(graph.normalise(model), Context()).report["kernels"]
+    assert kernel["schedule"] == "TensorCores"
+    assert kernel.get("blocks", blocks) == blocks
+
+
 def test_a_product_of_float32_stays_in_float32():
     model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["": 18]>
         net (float[3, 16] x, float[16, 8] w) => (float[3, 8] y) { [mm] y = MatMul(x, w) }""")

@@ -110,6 +110,8 @@ class Executable(Artifact):
 
     def _directly(self) -> list[Direct]:
         """The programs, of variants too, that can be called without the virtual machine."""
+        if any(dtype_of(spec.dtype).kind not in "fiub" for spec in (*self.inputs, *self.outputs)):
+            return []  # the library may have bytes for what ml_dtypes has: 4-bit integers, float8
         specs = [*(variant.parts[0].direct for variant in self.manifest.variants), self.manifest.direct]
         programs = [*(program for _, program in self._variants), self._session]
         return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import tvm
@@ -41,8 +40,12 @@ def direct(module: tvm.IRModule, lowered: Lowered) -> Direct | None:
     main: Any = module["main"]
     given = [parameter.ty for parameter in main.params[: len(lowered.inputs)]]
     results = main.ret_ty.fields if len(lowered.outputs) > 1 else [main.ret_ty]
-    return Direct(program.function, _shapes(given), _shapes(results), arguments)
+    shapes = [_shape(kind) for kind in (*given, *results)]
+    if any(shape is None for shape in shapes):  # an input that is not read may have open sizes
+        return None
+    known = [shape for shape in shapes if shape is not None]
+    return Direct(program.function, known[: len(given)], known[len(given) :], arguments)
 
 
-def _shapes(types: Sequence[Any]) -> list[list[int]]:
-    return [[int(dim) for dim in kind.shape] for kind in types]
+def _shape(kind: Any) -> list[int] | None:
+    return [int(dim) for dim in kind.shape] if all(isinstance(dim, tvm.tirx.IntImm) for dim in kind.shape) else None

@@ -1,6 +1,8 @@
 """Programs called without the virtual machine: which ones, that they give the same, and what a call checks."""
 
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
 import graphopt
@@ -147,3 +149,19 @@ def test_a_manifest_that_says_otherwise_is_refused():
             Direct(
                 program._session, DirectSpec.model_validate(spec.model_dump() | wrong), program.inputs, program.outputs
             )
+
+
+def test_an_input_that_is_not_read_may_have_open_sizes():
+    program = compiled("alike (float[3] x, double[M] like) => (double[3] y) { y = CastLike(x, like) }")
+    feeds = {"x": np.ones(3, np.float32), "like": np.zeros(5)}
+    assert program.run(feeds)["y"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("name", "number"), [("int4", 22), ("uint4", 21), ("float8_e4m3fn", 17)])
+def test_what_lies_otherwise_in_numpy_goes_the_long_way(name, number):
+    text = "cast (float[3] x) => (float[3] y) { y = Cast <to=1> (x) }"
+    proto = onnx.parser.parse_model(HEADER.replace("20", "21") + text)
+    proto.graph.input[0].type.tensor_type.elem_type = number
+    program = graphopt.compile(proto, "llvm{threads=1}", "", verify=False, fallback=False)
+    x = np.array([1, -3 if name == "int4" else 3, 7], np.float32).astype(getattr(ml_dtypes, name))
+    assert program.run({"x": x})["y"].tolist() == x.astype(np.float32).tolist()

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Generator
 from pathlib import Path
 
-from graphopt.errors import UsageError
+from graphopt.errors import FULL, HostError, UsageError
 
 
 @contextlib.contextmanager
@@ -21,6 +21,7 @@ def atomic_write(path: str | Path) -> Generator[Path, None, None]:
 
     Raises:
         UsageError: `path` is a folder or a device, its folder does not exist, or the disk refuses.
+        HostError: the disk is full.
     """
     target = check_writable(path)
     scratch = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(6)}{target.suffix}")
@@ -32,7 +33,8 @@ def atomic_write(path: str | Path) -> Generator[Path, None, None]:
     except OSError as error:
         if error.filename not in (None, str(scratch), str(target.parent)):
             raise  # some other file of the caller's
-        raise UsageError(f"can't write {path}: {error.strerror or error}.") from error
+        kind = HostError if error.errno in FULL else UsageError
+        raise kind(f"can't write {path}: {error.strerror or error}.") from error
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ A message is one paragraph: what is wrong, the name of the culprit (node, file, 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -56,6 +57,16 @@ class ArtifactError(GraphoptError):
     """A `.gopt` file that is damaged, of an unknown version, or made for another machine."""
 
     exit_code = 7
+
+
+class HostError(GraphoptError):
+    """What this machine lacks, whatever the model: a linker or compiler that works, room on a disk."""
+
+    exit_code = 9
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What an `OSError` of a full disk has for its `errno`."""
 
 
 class FetchError(GraphoptError):

@@ -183,6 +183,6 @@ def test_the_passes_and_exit_codes_of_the_readme():
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [name for name in [*PASSES, *TARGETS] if f"`{name}" not in text]
-    codes = dict(re.findall(r"(\d+) (usage|model|data|pass|lowering|artifact|fetch)", text))
+    codes = dict(re.findall(r"(\d+) (usage|model|data|pass|lowering|artifact|fetch|host)", text))
     kinds = {cls.__name__.removesuffix("Error").lower(): cls.exit_code for cls in errors.GraphoptError.__subclasses__()}
     assert {kind: int(code) for code, kind in codes.items()} == kinds

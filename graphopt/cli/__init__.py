@@ -1,21 +1,19 @@
 """The command line: one file a command, each a thin layer over the Python API.
 
 Exit codes: 0 done; 1 `compare --fail` found too much; 2 usage; 3 model; 4 data; 5 pass; 6 lowering; 7 artifact;
-8 fetch (see `graphopt.errors`); 70 a bug in graphopt; 130 interrupted.
+8 fetch; 9 host (see `graphopt.errors`); 70 a bug in graphopt; 130 interrupted.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 from typing import Any
 
-from graphopt.errors import GraphoptError, UsageError
+from graphopt.errors import FULL, GraphoptError, HostError
 
 INTERNAL, INTERRUPTED = 70, 130
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Interrupts:
@@ -63,7 +61,7 @@ def _explain(error: BaseException) -> int:
         return _fail(
             f"the disk refuses: {error.strerror}{where}. Make room there, or name another folder for temporary files "
             "in the environment variable TMPDIR.",
-            UsageError.exit_code,
+            HostError.exit_code,
         )
     return _fail(
         f"this is a bug in graphopt: {type(error).__name__}: {error}. "

@@ -21,7 +21,7 @@ from graphopt.graph import isolated, onnx_library
 from graphopt.graph.check import check, check_depth, check_traps
 from graphopt.graph.external import map_external
 from graphopt.graph.provenance import mark_sources
-from graphopt.graph.rules import check_rules
+from graphopt.graph.rules import check_rules, graphs
 from graphopt.graph.shapes import infer_shapes
 from graphopt.graph.skeleton import first_cause, skeleton_proto
 
@@ -151,6 +151,11 @@ def _raise_opset(proto: onnx.ModelProto, call: Callable[[bytes, bytes], bytes] |
         raise ModelError(f"the model is of opset {version}, and the installed onnx knows opsets up to {newest}.")
     if version >= MIN_OPSET:
         return proto
+    if version < 9 and any(node.op_type == "Scan" for graph in graphs(proto.graph) for node in graph.node):
+        raise ModelError(
+            f"the model is of opset {version}, whose Scan has a batch axis that later ones lack, and onnx's converter "
+            "makes another operator of it. Export it again with opset 9 or newer."
+        )
     try:
         return onnx.ModelProto.FromString((call or onnx_library.call)(onnx_library.CONVERT, proto.SerializeToString()))
     except ValueError as error:

@@ -25,7 +25,7 @@ def check_rules(proto: onnx.ModelProto) -> None:
     """
     _once("imports an opset", (o.domain or "ai.onnx" for o in proto.opset_import))
     _once("defines a function", (f"{f.domain}::{f.name}:{f.overload}" for f in proto.functions))
-    for graph in _graphs(proto.graph):
+    for graph in graphs(proto.graph):
         _once("has an input", (value.name for value in graph.input))
         _once("has an output", (value.name for value in graph.output))
         _once("has an initializer", (tensor.name for tensor in graph.initializer))
@@ -51,7 +51,7 @@ def _once(what: str, names: Iterable[str]) -> None:
             raise ModelError(f"the model {what} more than once: {name!r}.")
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """`graph` and those inside its nodes; iterative, as nesting may be deep."""
     waiting = [graph]
     while waiting:

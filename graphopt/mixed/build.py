@@ -14,6 +14,7 @@ from graphopt import ort
 from graphopt.base import Context, Part, Program, Target
 from graphopt.errors import LoweringError, ModelError
 from graphopt.graph import fresh_name, provenance
+from graphopt.mixed.culprit import culprit
 from graphopt.mixed.partition import Section, extract, partition
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ ROUNDS = 24
 def build_one(target: Target, model: ir.Model, context: Context, fallback: bool) -> Program:
     """What `target` makes of `model` as it is; see `graphopt.mixed.build`."""
     if not fallback:
-        return _lower(target, model, context)
+        return _lower_or_name(target, model, context)
     with contextlib.suppress(LoweringError):
         return _lower(target, model, context)
     whole = _prepared(model)
@@ -40,8 +41,20 @@ def build_one(target: Target, model: ir.Model, context: Context, fallback: bool)
     return _must(_attempt(target, whole, context, {**_all(whole, "it can't be lowered with the rest"), **blamed}))
 
 
+def _lower_or_name(target: Target, model: ir.Model, context: Context) -> Program:
+    """As `_lower`; where the error names no node, the one that it fails with is searched for."""
+    try:
+        return _lower(target, model, context)
+    except LoweringError as error:
+        found = None if error.nodes else culprit(_prepared(model), lambda part: _lower(target, part, context))
+        if found is None:
+            raise
+        said = f"{str(error).rstrip('.')}. It fails with {found.op_type} {found.name!r}."
+        raise LoweringError(said, {str(found.name): found.op_type}) from error
+
+
 def _lower(target: Target, model: ir.Model, context: Context) -> Program:
-    """As `target.build`, and whatever else goes wrong in it is a `LoweringError` too."""
+    """As `target.build`, and whatever else goes wrong in it is a `LoweringError` too, but for what the host lacks."""
     try:
         return target.build(model, context)
     except (LoweringError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
@@ -110,8 +123,12 @@ def _attempt(target: Target, model: ir.Model, context: Context, blamed: dict[str
         except LoweringError as error:
             here = {names[k] for k in section.nodes}
             fresh = {name: why for name, why in error.nodes.items() if name in here}
-            reason = "the part around it can't be compiled" if len(here) > 1 else _short(error)
-            blamed.update(fresh or {name: f"{_op(model, name)} ({reason})" for name in here})
+            found = None if fresh else culprit(part, lambda few: _lower(target, few, context))
+            if found is not None:
+                fresh = {str(found.name): f"{found.op_type} ({_short(error)})"}
+            blamed.update(
+                fresh or {name: f"{_op(model, name)} (the part around it can't be compiled)" for name in here}
+            )
             return None
     return _assembled(target, model, built, blamed)
 

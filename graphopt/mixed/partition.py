@@ -89,6 +89,13 @@ def _section(model: ir.Model, rows: Sequence[Node], stages: Sequence[int], stage
     )
 
 
+def first(model: ir.Model, count: int) -> ir.Model:
+    """The first `count` nodes of `model` as a model of their own."""
+    rows, _ = table(model)
+    stages = [0 if k < count else 2 for k in range(len(rows))]
+    return extract(model, _section(model, rows, stages, 0))
+
+
 def extract(model: ir.Model, section: Section) -> ir.Model:
     """The nodes of `section` as a model of their own."""
     rows, constants = table(model)

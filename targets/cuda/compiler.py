@@ -7,13 +7,14 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Literal
 
-from graphopt.errors import LoweringError
+from graphopt.errors import HostError, LoweringError
 
 Route = Literal["nvcc", "nvrtc", "source"]
 # -177: variables that TVM's code generator declares and does not use.
@@ -41,6 +42,7 @@ def compile_source(source: str, arch: str, route: Route | None = None) -> Binary
 
     Raises:
         LoweringError: the compiler refused the source.
+        HostError: it did not come to that.
     """
     route = route or next(iter(routes()))
     if route == "source":
@@ -111,6 +113,8 @@ def _text(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
     return buffer.raw
 
 
-def _refused(compiler: str, arch: str, log: str) -> LoweringError:
+def _refused(compiler: str, arch: str, log: str) -> LoweringError | HostError:
+    """What the compiler says; where it did not get as far as the source, the machine is at fault."""
     errors = [line.strip() for line in log.splitlines() if "error" in line] or log.strip().splitlines()[-3:]
-    return LoweringError(f"{compiler} refused the kernels for {arch}: {' '.join(errors[:3])[:600]}")
+    kind = HostError if re.search(r"fatal\s*:|No space left|No such file", log) else LoweringError
+    return kind(f"{compiler} refused the kernels for {arch}: {' '.join(errors[:3])[:600]}")

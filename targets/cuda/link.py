@@ -21,7 +21,7 @@ import tvm
 import tvm_ffi
 from tvm.support import cc
 
-from graphopt.errors import LoweringError
+from graphopt.errors import HostError, LoweringError
 
 _KIND = re.compile(rb"\x04\0{7}cuda(.{8})\x04\0{7}cuda", re.DOTALL)
 _BLOB = """\
@@ -47,7 +47,7 @@ def to_library(executable: tvm.runtime.Executable, cubin: bytes | None, source: 
     """The shared library with host code and, in place of `source`, the `cubin` (None: the source stays).
 
     Raises:
-        LoweringError: there is no C++ compiler to link with, or it fails.
+        HostError: there is no C++ compiler to link with, or it fails.
     """
 
     def pack(module: Any, is_system_lib: bool, prefix: str, folder: str) -> str:
@@ -60,13 +60,15 @@ def to_library(executable: tvm.runtime.Executable, cubin: bytes | None, source: 
 
     linker = cc.get_cc()
     if linker is None:
-        raise LoweringError("no C++ compiler was found to link the host library with: install g++ or clang.")
+        raise HostError("no C++ compiler was found to link the host library with: install g++ or clang.")
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         path = Path(folder) / "model.so"
         try:
             executable.mod.export_library(str(path), fpack_imports=pack, workspace_dir=folder)
-        except RuntimeError as error:
-            raise LoweringError(f"{linker} could not link the compiled model: {str(error)[:600]}") from error
+        except (RuntimeError, OSError) as error:
+            raise HostError(
+                f"{linker} could not link the compiled model: {' '.join(str(error).split())[:600]}"
+            ) from error
         return path.read_bytes()
 
 

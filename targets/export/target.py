@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Program, Target
-from graphopt.errors import LoweringError
+from graphopt.errors import HostError, LoweringError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,7 +36,8 @@ class Export(Target):
         """Write `model`'s kernels; the host code that would launch them is for this kind of CPU.
 
         Raises:
-            LoweringError: naming each operator that can't be lowered or scheduled; or this can't be written here.
+            LoweringError: naming each operator that can't be lowered or scheduled.
+            HostError: this can't be written here.
         """
         import tvm
         from tvm import relax
@@ -48,7 +49,7 @@ class Export(Target):
 
         missing = self.missing()
         if missing:
-            raise LoweringError(f"the {self.name} export is not possible on this machine: {missing}.")
+            raise HostError(f"the {self.name} export is not possible on this machine: {missing}.")
         host = {"kind": "llvm", "mtriple": machine_triple()}
         target = tvm.target.Target({"kind": self.name, **self.limits, **dataclasses.asdict(self), "host": host})
         lowered = lower(model)

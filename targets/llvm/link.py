@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from graphopt.errors import LoweringError, UsageError
+from graphopt.errors import HostError
 
 WAY_OUT = "install g++ or clang (Debian: `apt install g++`), or name one in the environment variable CXX"
 ROOM = 16 << 20
@@ -29,14 +29,13 @@ def to_library(executable: Any, triple: str) -> bytes:
     """The shared library that holds `executable`'s machine code and its virtual machine program.
 
     Raises:
-        LoweringError: if there is no linker for `triple`, or it fails.
-        UsageError: if there is no room for temporary files.
+        HostError: if there is no linker for `triple`, or it fails; or no room for temporary files.
     """
     from tvm.support import cc
 
     command = linker(triple)
     if command is None:
-        raise LoweringError(f"No linker for {triple} was found: {WAY_OUT}; for another architecture, its cross g++.")
+        raise HostError(f"No linker for {triple} was found: {WAY_OUT}; for another architecture, its cross g++.")
 
     def link(output: str, objects: list[str], **options: Any) -> None:
         cc.create_shared(output, objects, options=options.get("options"), cc=command)
@@ -46,8 +45,10 @@ def to_library(executable: Any, triple: str) -> bytes:
         _check_room(Path(folder))
         try:
             executable.export_library(str(path), fcompile=link, workspace_dir=folder)
-        except RuntimeError as error:
-            raise LoweringError(f"{command} could not link the compiled model: {error}") from error
+        except (RuntimeError, OSError) as error:
+            raise HostError(
+                f"{command} could not link the compiled model: {' '.join(str(error).split())[:600]}"
+            ) from error
         return path.read_bytes()
 
 
@@ -59,7 +60,7 @@ def _check_room(folder: Path) -> None:
             for _ in range(ROOM >> 20):
                 file.write(bytes(1 << 20))
     except OSError as error:
-        raise UsageError(
+        raise HostError(
             f"there is no room for the {ROOM >> 20} MB of temporary files that compiling takes: {error.strerror} in "
             f"{folder.parent}. Make room there, or name another folder in the environment variable TMPDIR."
         ) from error

@@ -43,7 +43,8 @@ class Llvm(Target):
         The report's `integer` has the account of each of them, and `sparse` that of layers with many zeros.
 
         Raises:
-            LoweringError: naming each operator that can't be lowered; or no linker.
+            LoweringError: naming each operator that can't be lowered.
+            HostError: no linker.
             UsageError: an unknown CPU; tuning for another CPU than this machine's.
         """
         from graphopt.targets.llvm.link import to_library

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def command(*words: str, limit: int | None = None, **more) -> subprocess.Popen[s
         )
         start = [sys.executable, "-c", code]
     pipe = subprocess.PIPE
-    return subprocess.Popen([*start, *words], stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, **more)
+    return subprocess.Popen([*start, *words], stdout=pipe, stderr=pipe, text=True, **{"env": ENVIRONMENT, **more})
 
 
 def one_paragraph(said: str) -> bool:
@@ -46,11 +47,34 @@ def test_a_full_disk_leaves_what_was_there(verb: str, suffix: str, room: int, tm
     place.write_bytes(b"what was there")
     process = command(verb, str(DIGITS), "-O1", "--no-verify", "-o", str(place), limit=room)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 2, err
+    assert process.returncode == 9, err
     assert one_paragraph(err), err
     assert "File too large" in err or "temporary" in err, err
     assert place.read_bytes() == b"what was there"
     assert [p.name for p in tmp_path.iterdir()] == [place.name]
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"PATH": "/nowhere"}, r"No linker for .* was found: install g\+\+ or clang"),
+        ({"CXX": "/nowhere/g++"}, "/nowhere/g.. could not link the compiled model"),
+        ({"CXX": "/bin/false"}, "/bin/false could not link the compiled model"),
+    ],
+)
+@pytest.mark.parametrize("target", ["llvm", pytest.param("cuda{compiler=source}", marks=pytest.mark.slow)])
+def test_what_the_machine_lacks_is_told_and_not_left_to_onnxruntime(
+    environment: dict[str, str], said: str, target: str, tmp_path: Path
+):
+    """Nothing of the model is at fault: no part of it goes elsewhere, and the exit code is one of its own."""
+    place = tmp_path / "o.gopt"
+    words = ["compile", str(DIGITS), "-O0", "--target", target, "-o", str(place)]
+    bare = {key: value for key, value in ENVIRONMENT.items() if key not in ("CXX", "CC")}
+    process = command(*words, env={**bare, **environment})
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, one_paragraph(err)) == (9, True), err
+    assert re.search(said, err) or (target != "llvm" and "link" in err), err
+    assert not place.exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -57,6 +57,19 @@ def test_old_opsets_are_raised(tmp_path: Path):
     assert load(written(proto([node], opset=9), tmp_path)).opset_imports[""] >= 13
 
 
+def test_scan_of_opset_8_is_refused_by_its_name(tmp_path: Path):
+    """It has a batch axis that later ones lack, and onnx's converter forgets it."""
+    body = helper.make_graph(
+        [helper.make_node("Add", ["s", "e"], ["t"]), helper.make_node("Identity", ["t"], ["o"])],
+        "body",
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("s", "e")],
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("t", "o")],
+    )
+    scan = helper.make_node("Scan", ["", "x", "x"], ["y", "z"], body=body, num_scan_inputs=1)
+    with pytest.raises(ModelError, match="opset 8, whose Scan .* Export it again with opset 9"):
+        load(written(proto([scan], opset=8), tmp_path))
+
+
 def test_a_proto_in_memory_enters_by_the_same_door(tmp_path: Path):
     old = proto([helper.make_node("Softmax", ["x"], ["y"], axis=1)], opset=9)
     assert from_proto(old).opset_imports[""] == load(written(old, tmp_path)).opset_imports[""] >= 13

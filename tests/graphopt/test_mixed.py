@@ -275,3 +275,50 @@ def test_values_of_inputs_on_the_command_line(tmp_path):
         refused = CliRunner().invoke(app, ["compile", str(path), "-o", str(out), "--value", wrong])
         assert refused.exception is not None
         assert re.search(error, str(refused.exception)), refused.exception
+
+
+NAMELESS = """
+<ir_version: 9, opset_import: ["": 20]>
+g (float[N,8] x, float[8,8] w) => (float[N,8] y, bool[N,1] any) {
+    a = MatMul(x, w)
+    b = Relu(a)
+    over = Greater(b, x)
+    any = ReduceMax<keepdims=1>(over, last)
+    last = Constant<value_ints=[1]>()
+    c = MatMul(b, w)
+    y = Tanh(c)
+}
+"""
+
+
+def test_the_node_is_found_that_tvm_fails_with_and_does_not_name():
+    """TVM imports ReduceMax of bool, and fails when it compiles the whole: only that node goes to onnxruntime."""
+    model = from_text(NAMELESS, w=np.eye(8, dtype=np.float32))
+    name = next(str(node.name) for node in model.graph if node.op_type == "ReduceMax")
+    with pytest.raises(LoweringError, match=rf"It fails with ReduceMax '{name}'\.$") as caught:
+        graphopt.compile(model, fallback=False, verify=False)
+    assert list(caught.value.nodes) == [name]
+    program = graphopt.compile(model, verify=False)
+    account = program.report["target"]["onnxruntime"]
+    assert (account["nodes"], account["of"]) == (1, 6), account
+    assert next(iter(account["reasons"])).startswith("ReduceMax (TVM imported the model and could not compile it")
+    feeds = {"x": RNG.normal(size=(3, 8)).astype(np.float32)}
+    agree(program.run(feeds), model, feeds)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 5, 6])
+def test_the_search_for_a_culprit_takes_a_logarithm_of_tries_and_ends_in_time(bad: int):
+    from graphopt.mixed.culprit import culprit
+
+    lines = " ".join(f"v{k + 1} = Relu(v{k})" for k in range(7))
+    model = from_text(f'<ir_version: 9, opset_import: ["": 20]> g (float[2] v0) => (float[2] v7) {{ {lines} }}')
+    name, tries = [node.name for node in model.graph][bad], []
+
+    def lower(part):
+        tries.append(len(part.graph))
+        if any(node.name == name for node in part.graph):
+            raise LoweringError("it does not say why")
+
+    assert culprit(model, lower).name == name
+    assert len(tries) <= 3
+    assert culprit(model, lower, seconds=-1) is None

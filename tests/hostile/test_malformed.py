@@ -4,6 +4,9 @@ Each case runs in a process that others share until one ends it; the next case s
 """
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +17,7 @@ from corpus import SECRET, write
 
 LIMIT = 20
 """Seconds that a case may take."""
-CODES = {0, *range(2, 9)}
+CODES = {0, *range(2, 10)}
 """Documented exit codes: never 1, and never 70, a bug."""
 
 CHILD = """
@@ -36,14 +39,17 @@ for line in sys.stdin:
 class Runner:
     """Runs command lines of graphopt one after another in one process, and in another where one ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *before: str) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._before = before
 
     def run(self, *arguments: str) -> tuple[int, str, float]:
         """The exit code (negative: the signal that ended the process), what was printed, and the seconds."""
         if self._process is None:
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=pipe, stdout=pipe, text=True)
+            self._process = subprocess.Popen(
+                [*self._before, sys.executable, "-c", CHILD], stdin=pipe, stdout=pipe, text=True
+            )
         start = time.perf_counter()
         self._process.stdin.write(json.dumps(arguments) + "\n")
         self._process.stdin.flush()
@@ -65,8 +71,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write(tmp_path_factory.mktemp("corpus"))
 
 
-def swept(corpus: dict[str, Path], *command: str) -> dict[str, tuple[int, str]]:
-    runner, found = Runner(), {}
+def swept(corpus: dict[str, Path], *command: str, before: tuple[str, ...] = ()) -> dict[str, tuple[int, str]]:
+    runner, found = Runner(*before), {}
     for name, path in corpus.items():
         arguments = [word.format(path=path, folder=path.parent) for word in command]
         code, said, seconds = runner.run(*arguments)
@@ -106,6 +112,23 @@ def test_a_refusal_names_the_culprit(culprit: str, corpus: dict[str, Path]):
     (found,) = swept({culprit: corpus[culprit]}, "opt", "{path}", "-o", "{folder}/o.onnx").values()
     assert found[0] == 3
     assert words[culprit] in found[1]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
+def test_nothing_outside_the_models_folder_is_opened(corpus: dict[str, Path], tmp_path: Path):
+    """Every file that graphopt and its processes open while they look at models with external data, by the kernel."""
+    cases = {name: path for name, path in corpus.items() if name.startswith("external")}
+    assert len(cases) > 10
+    log = tmp_path / "opened"
+    tracer = ("strace", "-f", "-qq", "-e", "trace=open,openat,openat2", "-o", str(log))
+    swept(cases, "opt", "{path}", "-O0", "--no-verify", "-o", "{folder}/traced.onnx", before=tracer)
+    opened = re.findall(r'open\w*\((?:AT_FDCWD, )?"([^"]*)", (?!.*O_WRONLY)\S.* = \d+$', log.read_text(), re.MULTILINE)
+    root = next(iter(cases.values())).parents[1]
+    ours = {Path(os.path.realpath(name)) for name in opened if name.startswith(str(root))}
+    assert len({path for path in ours if path.name == "model.onnx"}) == len(cases)
+    assert root / "secret" not in ours
+    assert not [path for path in ours if path.name == "hard"]
+    assert not {"/etc/passwd", "/dev/zero"} & {os.path.realpath(name) for name in opened}
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from graphopt import artifact, graph
 from graphopt.cli.app import app
-from graphopt.errors import ArtifactError, LoweringError
+from graphopt.errors import ArtifactError, HostError
 from graphopt.targets.export import Metal, Opencl, Rocm, Webgpu
 from graphopt.testing import from_text
 
@@ -62,5 +62,5 @@ def test_rocm_says_what_is_missing(monkeypatch):
         Rocm, "missing", classmethod(lambda cls: "TVM links ROCm's device libraries, and there are none")
     )
     assert not Rocm.status()["ready"]
-    with pytest.raises(LoweringError, match="the rocm export is not possible on this machine: TVM links"):
+    with pytest.raises(HostError, match="the rocm export is not possible on this machine: TVM links"):
         Rocm(mcpu="gfx942").build(from_text(NET, w=np.ones((8, 4), np.float32)), None)

@@ -6,7 +6,7 @@ import pytest
 from graphopt import oracle
 from graphopt.base import Context
 from graphopt.data.random import random_feeds
-from graphopt.errors import LoweringError, UsageError
+from graphopt.errors import HostError, UsageError
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.cpu import native
 from graphopt.targets.llvm.link import linker
@@ -373,13 +373,13 @@ def test_unknown_cpu_lists_close_names(linear):
 def test_no_linker_is_said_with_the_way_out(linear, monkeypatch):
     monkeypatch.setattr("tvm.support.cc.get_cc", lambda: None)
     assert Llvm.status()["ready"] is False
-    with pytest.raises(LoweringError, match=r"No linker .* install g\+\+"):
+    with pytest.raises(HostError, match=r"No linker .* install g\+\+"):
         Llvm().build(linear, Context())
 
 
 @pytest.mark.skipif(linker("aarch64-linux-gnu") is not None, reason="there is a cross compiler")
 def test_cross_compilation_without_a_cross_linker_is_refused(linear):
-    with pytest.raises(LoweringError, match="No linker for aarch64-linux-gnu"):
+    with pytest.raises(HostError, match="No linker for aarch64-linux-gnu"):
         Llvm(mcpu="neoverse-n1").build(linear, Context())
 
 

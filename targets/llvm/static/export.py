@@ -17,7 +17,7 @@ from graphopt.artifact.container import ALIGNMENT
 from graphopt.artifact.graphs import specs
 from graphopt.artifact.host import instruction_sets
 from graphopt.artifact.manifest import TensorSpec
-from graphopt.errors import LoweringError, UsageError
+from graphopt.errors import HostError, LoweringError, UsageError
 from graphopt.targets.llvm.cpu import Cpu, machine_triple
 from graphopt.targets.llvm.link import WAY_OUT
 from graphopt.targets.llvm.pipeline import compiling, merge_module, without_aliases
@@ -38,7 +38,8 @@ def export(model: ir.Model, target: Llvm, folder: Path, name: str) -> dict[str, 
     Returns what was written: the CPU, bytes, and the command that builds the example.
 
     Raises:
-        LoweringError: the model needs TVM's runtime, has open dimensions, or there is no compiler for its CPU.
+        LoweringError: the model needs TVM's runtime, or has open dimensions.
+        HostError: there is no compiler for its CPU.
         UsageError: `name` is no C identifier, or the folder can't be made.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -91,13 +92,11 @@ def c_compiler(triple: str) -> str:
     """The C compiler for `triple`: the machine's own, or a cross compiler named after it.
 
     Raises:
-        LoweringError: there is none.
+        HostError: there is none.
     """
     found = shutil.which("gcc") or shutil.which("cc") if triple == machine_triple() else shutil.which(f"{triple}-gcc")
     if found is None:
-        raise LoweringError(
-            f"No C compiler for {triple} was found: {WAY_OUT}; for another architecture, its cross gcc."
-        )
+        raise HostError(f"No C compiler for {triple} was found: {WAY_OUT}; for another architecture, its cross gcc.")
     return found
 
 
@@ -147,6 +146,6 @@ def _run(command: list[str], folder: Path) -> str:
     try:
         return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError as error:
-        raise LoweringError(f"{command[0]} was not found: {WAY_OUT}.") from error
+        raise HostError(f"{command[0]} was not found: {WAY_OUT}.") from error
     except subprocess.CalledProcessError as error:
-        raise LoweringError(f"{command[0]} failed: {' '.join(error.stderr.split())[-300:]}") from error
+        raise HostError(f"{command[0]} failed: {' '.join(error.stderr.split())[-300:]}") from error

@@ -66,7 +66,7 @@ def test_scan_of_opset_8_is_refused_by_its_name(tmp_path: Path):
         [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("t", "o")],
     )
     scan = helper.make_node("Scan", ["", "x", "x"], ["y", "z"], body=body, num_scan_inputs=1)
-    with pytest.raises(ModelError, match="opset 8, whose Scan .* Export it again with opset 9"):
+    with pytest.raises(ModelError, match=r"opset 8, whose Scan .* Export it again with opset 9"):
         load(written(proto([scan], opset=8), tmp_path))
 
 

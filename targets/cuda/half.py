@@ -12,7 +12,8 @@ from tvm import relax
 from graphopt.targets.lowering.origins import Origin
 
 CONVOLUTIONS: Mapping[str, Any] = {
-    f"relax.nn.{name}": getattr(relax.op.nn, name) for name in ("conv1d", "conv2d", "conv3d")
+    f"relax.nn.{name}": getattr(relax.op.nn, name)
+    for name in ("conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose")
 }
 
 
@@ -66,6 +67,7 @@ def _summed_in_float32(call: Any) -> Any:
     if name == "relax.matmul":
         return relax.op.matmul(*call.args, out_dtype="float32")
     said = call.attrs
+    more = {"output_padding": list(said.output_padding)} if name.endswith("transpose") else {}
     return CONVOLUTIONS[name](
         *call.args,
         strides=list(said.strides),
@@ -76,4 +78,5 @@ def _summed_in_float32(call: Any) -> Any:
         kernel_layout=str(said.kernel_layout),
         out_layout=str(said.out_layout),
         out_dtype="float32",
+        **more,
     )

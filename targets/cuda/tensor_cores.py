@@ -3,9 +3,10 @@
 Matrix products and convolutions alike; of the latter A is read in place, as the implicit product over taps and channels
 (Chetlur et al. 2014, cuDNN). A block of 4 warps computes a tile of 64 x 64, or of 32 x 32 where there would be too few
 to occupy a GPU, in steps of 32 along k: the tiles of A and B go into shared memory, each warp multiplies its quarter by
-16 x 16 x 16 fragments (NVIDIA, "CUDA C++ Programming Guide", wmma). Sizes that are no multiples of the tile, and a convolution's border, are zeros as they are
-loaded. Where the GPU copies asynchronously, three steps are in shared memory: the copies of the next two run while one
-is multiplied. What follows the product element by element is computed as the result leaves shared memory.
+16 x 16 x 16 fragments (NVIDIA, "CUDA C++ Programming Guide", wmma). Sizes that are no multiples of the tile, and a
+convolution's border, are zeros as they are loaded. Where the GPU copies asynchronously, three steps are in shared
+memory: the copies of the next two run while one is multiplied. What follows the product element by element is computed
+as the result leaves shared memory.
 """
 
 from __future__ import annotations

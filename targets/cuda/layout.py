@@ -18,7 +18,8 @@ from tvm import relax, tirx
 from graphopt.targets.lowering import Lowered
 
 Array = np.ndarray[Any, Any]
-LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
+LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
+"""TVM has no transposed convolution of channels last."""
 
 
 def channels_last(lowered: Lowered) -> Lowered:

@@ -42,6 +42,7 @@ RECIPES = {
     "channels-weights": "{o2},prune-channels{{{budget}}},quantize-weights{weights}",
     "channels-int8": "{o2},prune-channels{{{budget}}},{int8}",
     "int8": "{o2},{int8}",
+    "int8-fitted": "{o2},insert-qdq{{{mixed}}},gptq{{samples=66,rows=2048}},correct-bias{{samples=66}}",
     "zeros": "{o2},prune-magnitude{{sparsity=0.9,scope=sensitivity{zeros}}}",
     "two-of-four": "{o2},prune-magnitude{{pattern=2:4}}",
     "random-channels": "{o2},prune-channels{{{budget},criterion=random,recover=false}}",
@@ -58,6 +59,7 @@ TABLE = {
     "crepe-full": ("channels", "channels-int8", *STANDARD[1:], "zeros", "random-zeros"),
     "ocr-recogniser": ("channels-weights", *STANDARD[1:]),
     "minilm-l3": ("channels-int8", *STANDARD[1:]),
+    "efficientnet-lite0": ("int8-fitted", "channels", *STANDARD[1:]),
 }
 """The recipes measured where none are named; those of `STANDARD` for other models."""
 BUDGETS = {
@@ -68,6 +70,7 @@ BUDGETS = {
     "crepe-full": "macs=0.12,parameters=0.2,samples=512",
     "crepe-tiny": "macs=0.7",
     "minilm-l3": "macs=0.8,samples=360,rows=4096",
+    "efficientnet-lite0": "macs=0.95,samples=66,rows=4096",
 }
 """How much of a model stays; half of the multiply-accumulates where nothing is said. Found on other labelled samples
 than those reported on (`ReferenceModel.selection`; `graphopt prune --evaluation MODEL`); but those of digits, mnist
@@ -82,6 +85,8 @@ ZEROS = {"crepe-full": ",criterion=activation,steps=3"}
 """Further options of `zeros`: patches of 65,536 entries are too many to invert their moments."""
 WEIGHTS = {"ocr-recogniser": "{include=[MatMul]}"}
 """Which weights `channels-weights` stores in 8 bits: the recogniser's 6,625 characters are a third of its file."""
+MIXED = {"efficientnet-lite0": "observer=minmax,exclude=[Add,_conv_stem,_blocks.0.*,_blocks.1.*,_blocks.2.*]"}
+"""Options of the quantizer of `int8-fitted`: what stays float where 8 bits are too few."""
 KEYS = ("model", "recipe", "metric", "float", "compressed", "n", "speedup", "speedup_vs_onnxruntime", "size_ratio")
 
 
@@ -94,6 +99,7 @@ def pipeline_of(recipe: str, model: str) -> str:
         tuning=TUNING.get(model, ""),
         zeros=ZEROS.get(model, ""),
         weights=WEIGHTS.get(model, ""),
+        mixed=MIXED.get(model, ""),
     )
 
 

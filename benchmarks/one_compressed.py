@@ -50,6 +50,12 @@ class Measured:
         self.plain = api.run_pipeline(self.model, PRESETS["O2"], verify=False).model
 
     @cached_property
+    def evaluation(self) -> models.Evaluation | None:
+        """What is scored: labels, or agreement where there are few of them."""
+        made = self.reference.agreement or self.reference.evaluation
+        return made and made()
+
+    @cached_property
     def scores(self) -> tuple[float | None, Array]:
         """The float model's metric, and its answers."""
         return self.score(self.plain)
@@ -95,15 +101,15 @@ class Measured:
         whole = save(self.plain, path).stat().st_size
         row: dict[str, Any] = {"size_ratio": save(small, path).stat().st_size / whole}
         row["macs_ratio"] = cost(small).macs / max(cost(self.plain).macs, 1)
-        if self.reference.evaluation is None:
+        if self.evaluation is None:
             return row | {"metric": None, "n": 0}
-        evaluation, (metric, answers), (now, now_answers) = self.reference.evaluation(), self.scores, self.score(small)
+        evaluation, (metric, answers), (now, now_answers) = self.evaluation, self.scores, self.score(small)
         row |= {"metric": evaluation.metric, "n": evaluation.n, "float": metric, "compressed": now}
         return row | {"agreement": float((answers == now_answers).mean())}
 
     def score(self, model: ir.Model) -> tuple[float | None, Array]:
         """The metric on held-out labels, and where the first output is largest."""
-        assert self.reference.evaluation is not None
+        assert self.evaluation is not None
         session, answers = oracle.Session(model), list[Array]()
 
         def keep(feeds: Feeds) -> Feeds:
@@ -111,7 +117,7 @@ class Measured:
             answers.append(next(iter(results.values())).argmax(axis=-1).reshape(-1))
             return results
 
-        return evaluate(keep, self.reference.evaluation()), np.concatenate(answers)
+        return evaluate(keep, self.evaluation), np.concatenate(answers)
 
     def compiled(self, model: ir.Model) -> tuple[Any, int]:
         """A runner, and the bytes of its artifact."""

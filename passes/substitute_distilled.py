@@ -24,7 +24,7 @@ from graphopt.passes.distil.search import candidates
 from graphopt.passes.distil.student import Fitted, Student, UnsupportedError, to_model
 from graphopt.passes.distil.trained import train
 
-TRAINED = ("narrow", "small-kernel", "fewer-layers", "cheap-activations")
+TRAINED = ("narrow", "small-kernel", "fewer-layers", "cheap-activations", "linear-attention")
 """Students fitted by their gradients; see `graphopt.passes.distil.builders`."""
 STUDENTS: dict[str, type[Student]] = {s.name: s for s in (LowRank, DepthwiseSeparable, MergedLinear)}
 AIM = 0.95
@@ -75,8 +75,8 @@ class SubstituteDistilled(Pass):
     With neither, regions are chosen: those with most MACs that some student suits, until `regions` are replaced.
     student: one solved in closed form, "low-rank", "depthwise-separable", "merged-linear", or "auto" for that of them
         with fewest MACs; one trained by its gradients from the region's own weights, "narrow" (fewer channels, neurons,
-        heads), "small-kernel", "fewer-layers", "cheap-activations"; or ``file.py:function``, which takes the region as
-        an `onnx_ir.Model` and returns the student, to be trained.
+        heads), "small-kernel", "fewer-layers", "cheap-activations", "linear-attention"; or ``file.py:function``, which
+        takes the region as an `onnx_ir.Model` and returns the student, to be trained.
     epochs, lr: how long a student is trained, and the learning rate; see `fine-tune`.
     target: text such as ``llvm{threads=1}``: regions are chosen by their part of the time measured there, and a student
         is accepted only where the model is measured to be faster there.

@@ -21,6 +21,7 @@ from graphopt.data import Batches
 from graphopt.errors import UsageError
 from graphopt.graph import constant_array, infer_shapes, normalise, remove_unused, views
 from graphopt.graph.cost import cost
+from graphopt.passes.distil.attention import linearise
 from graphopt.passes.distil.student import UnsupportedError
 from graphopt.passes.prune_channels import PruneChannels
 
@@ -115,11 +116,22 @@ def cheap_activations(teacher: Teacher) -> ir.Model:
     return model
 
 
+def linear_attention(teacher: Teacher) -> ir.Model:
+    """The same layers with linear attention; see `graphopt.passes.distil.attention`."""
+    model = teacher.model.clone()
+    if not linearise(model):
+        raise UnsupportedError("it has no attention without a mask: a Softmax between two products")
+    remove_unused(model)
+    infer_shapes(model)
+    return model
+
+
 BUILDERS: dict[str, Builder] = {
     "narrow": narrow,
     "small-kernel": small_kernel,
     "fewer-layers": fewer_layers,
     "cheap-activations": cheap_activations,
+    "linear-attention": linear_attention,
 }
 
 

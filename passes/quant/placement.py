@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from graphopt.graph import used_once
 from graphopt.passes.quant.rules import Rules
-from graphopt.passes.weights import find_weight
+from graphopt.passes.weights import find_weight, matches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,11 @@ class Placement:
     scales: dict[ir.Value, ir.Value]
 
 
-def place(graph: ir.Graph, chosen: Collection[ir.Node], rules: Rules) -> Placement:
-    """The placement for the `chosen` weighted nodes of `graph`, which is in topological order."""
+def place(graph: ir.Graph, chosen: Collection[ir.Node], rules: Rules, exclude: tuple[str, ...] = ()) -> Placement:
+    """The placement for the `chosen` weighted nodes of `graph`, which is in topological order.
+
+    Nodes that match `exclude` don't pass integers on.
+    """
     needed: set[ir.Value] = set()
     fused: set[ir.Value] = set()
     nodes: set[ir.Node] = set()
@@ -40,6 +43,8 @@ def place(graph: ir.Graph, chosen: Collection[ir.Node], rules: Rules) -> Placeme
         if node in chosen:
             nodes.add(node)
             needed.update(operands(node))
+        elif matches(node, exclude):
+            continue
         elif any(v in needed or v in fused for v in node.outputs) and _carries_integers(node, rules):
             nodes.add(node)
             if _fuses(node, rules):

@@ -31,6 +31,19 @@ def test_a_sum_of_two_is_an_addition():
     close(before, after, feeds, share=0.06)
 
 
+def test_an_excluded_sum_stays_float_and_what_follows_is_quantized_once():
+    """Residual streams lose most of what 8 bits cost: kept in float they cost an integer kernel nothing."""
+    before = build(RESIDUAL, **{f"w{k}": normal(4, 4, 1, 1) for k in (1, 2, 3)})
+    feeds = {"x": normal(4, 4, 6, 6)}
+    after, _ = quantized(before, feeds, exclude=("Add",))
+    add = node_of(after, "Add")
+    assert "DequantizeLinear" not in producers(add)[:1]  # the branch's result
+    assert producers(node_of(after, "Relu", 1)) == ["Add"]
+    assert all(producers(node_of(after, "Conv", k))[0] == "DequantizeLinear" for k in range(3))
+    assert op_types(after).count("QuantizeLinear") < op_types(quantized(before, feeds)[0]).count("QuantizeLinear")
+    close(before, after, feeds, share=0.06)
+
+
 def test_values_that_only_move_keep_their_scale():
     """tensorflow#46754"""
     before = build(

@@ -124,6 +124,94 @@ def test_cheaper_activations() -> None:
         SubstituteDistilled(student="cheap-activations")
 
 
+def attention(heads=2, channels=8, length=32, mask="", sharpness=0.5):
+    """Self-attention and its residual connection over sequences of some length."""
+    width, rows = heads * channels, f"[0, {length}, {heads}, {channels}]"
+    turned = "\n".join(
+        f"[{n}] {n} = MatMul(x, w{n})\n[{n}s] {n}s = Reshape({n}, sizes)\n[{n}t] {n}t = Transpose<perm=[{p}]>({n}s)"
+        for n, p in (("q", "0,2,1,3"), ("k", "0,2,3,1"), ("v", "0,2,1,3"))
+    )
+    ends = f"float[N,{length},{width}]"
+    model = net(
+        f"sizes = Constant<value_ints = {rows}>()\nback = Constant<value_ints = [0, {length}, {width}]>()\n"
+        f"root = Constant<value_float = {channels**0.5}>()\n{turned}\n[score] s = MatMul(qt, kt)\n"
+        f"[scale] d = Div(s, root)\n{mask}[soft] p = Softmax(d)\n[mix] m = MatMul(p, vt)\n"
+        "[heads] h = Transpose<perm=[0,2,1,3]>(m)\n[join] j = Reshape(h, back)\n[out] o = MatMul(j, wo)\n"
+        "[residual] y = Add(x, o)",
+        f"{ends} x", f"{ends} y", **dict.fromkeys(("wq", "wk", "wv", "wo"), (width, width)),
+    )  # fmt: skip
+    for name in ("wq", "wk"):  # scores of some 0.5
+        weight = model.graph.initializers[name]
+        weight.const_value = type(weight.const_value)(weight.const_value.numpy() * sharpness, name=name)
+    return model
+
+
+def test_linear_attention_is_what_its_formula_says_and_is_trained() -> None:
+    """Of the products with T^2 entries none is left; where scores are small it is nearly the teacher."""
+    model = attention()
+    student = builders.linear_attention(teacher(model))
+    assert "Softmax" not in op_types(student)
+    assert cost(student).macs < cost(model).macs
+    x = images(model, 4)
+    feeds = next(iter(x))
+    names = ["qt", "kt", "vt", "m"]
+    q, k, v = (oracle.run(model, feeds, names)[name].astype(np.float64) for name in names[:3])
+    halves = [(a * 8**0.25, -a * 8**0.25) for a in (q, k)]  # sqrt(8 / sqrt(8))
+    phi = [
+        np.concatenate([np.where(a > 0, a, np.expm1(a)) + 1 for a in half], axis)
+        for half, axis in zip(halves, (-1, -2), strict=True)
+    ]
+    wanted = (phi[0] @ (phi[1] @ v)) / (phi[0] @ phi[1].sum(axis=-1, keepdims=True))
+    made = next(node for node in student.graph if node.op_type == "Div").outputs[0].name
+    np.testing.assert_allclose(oracle.run(student, feeds, [made])[made], wanted, rtol=1e-3, atol=1e-5)
+    small, even = attention(sharpness=0.1), attention(sharpness=0.0)
+    nets = builders.linear_attention(teacher(small)), small, even
+    close, exact, mean = (oracle.run(m, feeds, ["o"])["o"] for m in nets)
+    assert np.linalg.norm(close - exact) < 0.5 * np.linalg.norm(mean - exact)
+    options = {
+        "inputs": ("x",),
+        "outputs": ("o",),
+        "student": "linear-attention",
+        "max_error": 0.9,
+        "lr": 0.01,
+        "epochs": 10,
+    }
+    context = Context(calibration=images(model))
+    _, short = apply(SubstituteDistilled(**options | {"epochs": 1, "lr": 1e-9}), model, context)
+    after, report = apply(SubstituteDistilled(**options), model, context)
+    assert report.facts["substitutions"], report.skipped
+    (fact,), (before,) = report.facts["substitutions"], short.facts["substitutions"]
+    assert fact["held_out_error"] < 0.9 * before["held_out_error"]
+    assert op_types(after)[-1] == "Add"
+    assert "Softmax" not in op_types(after)
+
+
+def test_attention_with_a_mask_stays_and_a_long_head_gains_nothing() -> None:
+    """A mask inside the Softmax has no place in the linear form."""
+    masked = attention(mask="[masked] d2 = Add(d, root)\n").clone()
+    softmax = next(node for node in masked.graph if node.op_type == "Softmax")
+    softmax.replace_input_with(0, next(node for node in masked.graph if node.name == "masked").outputs[0])
+    with pytest.raises(UnsupportedError, match="mask"):
+        builders.linear_attention(teacher(masked))
+    wide = attention(heads=1, channels=32, length=16)
+    context = Context(calibration=images(wide))
+    options = {"student": "linear-attention", "max_error": 0.9, "max_macs": 0.99, "epochs": 1}
+    _, report = apply(SubstituteDistilled(inputs=("x",), outputs=("o",), **options), wide, context)
+    assert "too many" in report.skipped[-1].reason
+
+
+def test_a_narrower_attention_has_fewer_heads() -> None:
+    """What is left are whole heads, refitted and trained."""
+    model = attention(heads=4)
+    options = {"inputs": ("x",), "outputs": ("o",), "student": "narrow", "max_macs": 0.55, "max_error": 0.9}
+    after, report = apply(SubstituteDistilled(**options, epochs=2), model, Context(calibration=images(model)))
+    assert report.facts["substitutions"], report.skipped
+    feeds = next(iter(images(model, 2)))
+    assert oracle.run(after, feeds)["y"].shape == (2, 32, 32)
+    scores = next(node for node in after.graph if node.op_type == "Softmax").outputs[0]
+    assert oracle.run(after, feeds, [str(scores.name)])[str(scores.name)].shape[1] in (1, 2)
+
+
 BUILDER = '''
 import numpy as np
 import onnx_ir as ir

@@ -38,7 +38,7 @@ class ConvertFloat16(Pass):
 
     Inputs and outputs of the model keep their types; casts stand behind and before them.
 
-    Of twelve networks the outputs moved by at most 0.9 % of the largest, but those of one whose sigmoid is steep, 5.8 %.
+    Of twelve networks the outputs moved by at most 0.9 % of the largest; those of one with a steep sigmoid by 5.8 %.
 
     Mixed precision (Micikevicius et al. 2018, Mixed Precision Training) for inference, by these rules:
 

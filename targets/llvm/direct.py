@@ -31,6 +31,8 @@ def direct(module: tvm.IRModule, lowered: Lowered) -> Direct | None:
     for argument in program.arguments:
         kind, index = argument.place.kind, argument.place.index
         found = weights[index] if kind == "weight" else index
+        if kind == "weight" and program.weights[index].shape != tuple(argument.shape):
+            return None  # read as another shape: the machine would reshape it
         if found is None or argument.dtype not in DTYPES or math.prod(argument.shape) == 0:
             return None
         arguments.append((kind, found, list(argument.shape)))

@@ -157,6 +157,12 @@ def _refuse_mod(node: ir.Node) -> str | None:
     return "of floats" if dtype is None or dtype.is_floating_point() else None
 
 
+def _refuse_type(node: ir.Node) -> str | None:
+    """The importer mixes in constants of float32."""
+    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+    return None if dtype == ir.DataType.FLOAT else f"of {dtype}"
+
+
 def _refuse_dropout(node: ir.Node) -> str | None:
     training = node.inputs[2] if len(node.inputs) > 2 else None
     if training is not None and (training.const_value is None or bool(training.const_value.numpy())):
@@ -207,6 +213,7 @@ RULES: dict[str, Callable[[ir.Node], str | None]] = {
     **dict.fromkeys(("Compress", "NonZero", "Unique"), lambda _node: "nonzero and unique need TVM's Python when run"),
     "ConvTranspose": _refuse_attribute("output_shape", None),
     "Dropout": _refuse_dropout,
+    **dict.fromkeys(("Elu", "Selu", "ThresholdedRelu"), _refuse_type),
     "IsInf": _refuse_is_inf,
     "LayerNormalization": _refuse_outputs,
     "Mod": _refuse_mod,

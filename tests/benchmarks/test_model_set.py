@@ -17,6 +17,6 @@ def test_a_model_matches_at_every_size(name: str, monkeypatch: pytest.MonkeyPatc
     from model_set import row
 
     found = row(name)
-    assert found["error"] < 1e-4
+    assert found["error"] < 1e-3
     assert len(found["ran"]) == (1 if name == "yolox" else 2)
     assert bool(found["open"]) == (name != "yolox")

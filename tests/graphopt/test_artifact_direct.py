@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 import graphopt
-from graphopt import artifact
+from graphopt import artifact, oracle
 from graphopt.artifact.checks import REMEMBERED
 from graphopt.artifact.direct import Direct
 from graphopt.artifact.manifest import DirectSpec
@@ -165,3 +165,13 @@ def test_what_lies_otherwise_in_numpy_goes_the_long_way(name, number):
     program = graphopt.compile(proto, "llvm{threads=1}", "", verify=False, fallback=False)
     x = np.array([1, -3 if name == "int4" else 3, 7], np.float32).astype(getattr(ml_dtypes, name))
     assert program.run({"x": x})["y"].tolist() == x.astype(np.float32).tolist()
+
+
+def test_a_weight_that_is_read_as_another_shape_goes_the_long_way():
+    text = "cube (float[1,2,4,4,4] x, float[3,2,2,2,2] w, float[3] b) => (float[1,3,3,3,3] y) { y = Conv(x, w, b) }"
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.normal(size=(3, 2, 2, 2, 2)).astype(np.float32), "b": rng.normal(size=3).astype(np.float32)}
+    feeds = {"x": rng.normal(size=(1, 2, 4, 4, 4)).astype(np.float32)}
+    model = from_text(HEADER + text, **arrays)
+    got = graphopt.compile(model, "llvm{threads=1}", "", verify=False).run(feeds)["y"]
+    np.testing.assert_allclose(got, oracle.run(model, feeds)["y"], rtol=1e-4, atol=1e-5)

@@ -187,3 +187,11 @@ def test_denormal_numbers_are_zero_in_the_program_and_others_are_untouched():
     lowered = lower(model)
     np.testing.assert_array_equal(lowered.weights["b"], np.array([0, 0, 1.2e-38, -1.0], np.float32))
     np.testing.assert_array_equal(model.graph.initializers["b"].const_value.numpy(), b)
+
+
+@pytest.mark.parametrize("op", ["Elu", "Selu", "ThresholdedRelu"])
+@pytest.mark.parametrize("dtype", ["float16", "double"])
+def test_what_the_importer_knows_in_float32_alone_is_lowered_by_its_definition(op, dtype):
+    text = '<ir_version: 10, opset_import: ["": 22]>'
+    model = from_text(f"{text} g ({dtype}[N,3] x) => ({dtype}[N,3] y) {{ y = {op}(x) }}")
+    assert lower(model).outputs == ["y"]

@@ -88,6 +88,22 @@ def _sum(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
     return total
 
 
+def _arg(reduce: Callable[..., Any]) -> Callable[[Builder, ir.Node, Sequence[Any]], Any]:
+    """TVM gives -1 where nothing is beyond what it begins with: the type's least number, which may be all there is."""
+
+    def convert(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+        shape, last = inputs[0].ty.shape, node.attributes.get_int("select_last_index", 0)
+        axis = node.attributes.get_int("axis", 0) % len(shape)
+        if last and not isinstance(shape[axis], tirx.IntImm):
+            return None
+        data = builder.normalize(relax.op.flip(inputs[0], axis)) if last else inputs[0]
+        found = builder.normalize(reduce(data, axis, bool(node.attributes.get_int("keepdims", 1))))
+        first = builder.normalize(relax.op.maximum(found, relax.const(0, "int64")))
+        return relax.op.subtract(relax.const(int(shape[axis]) - 1, "int64"), first) if last else first
+
+    return convert
+
+
 def _product(numbers: Sequence[int]) -> int:
     result = 1
     for number in numbers:
@@ -141,6 +157,8 @@ def _not_zero(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
 GUARDS = {IN_RANGE: _into_range, NOT_ZERO: _not_zero}
 """What the checks are where a target has no kernels that refuse the run."""
 CONVERTERS: dict[str, Callable[[Builder, ir.Node, Sequence[Any]], Any]] = {
+    "ArgMax": _arg(relax.op.argmax),
+    "ArgMin": _arg(relax.op.argmin),
     "BitCast": _bit_cast,
     "Col2Im": _col2im,
     "Gather": _gather,

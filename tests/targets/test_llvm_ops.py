@@ -5,6 +5,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import graphopt
+from graphopt import oracle
+from graphopt.testing import from_text
+
 # No shrinking: each example compiles a model, and a failure must be told in seconds.
 EXAMPLES = settings(
     phases=[Phase.explicit, Phase.generate],
@@ -108,3 +112,18 @@ def test_slices_of_the_batch_stay_with_tvm(check):
             p = MaxPool<kernel_shape = [1, 1]>(x)  s = Slice(p, one, three, zero)  y = Relu(s) }""",
         left={"Slice"}, one=np.array([1]), three=np.array([3]), zero=np.array([0]),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize(("op", "dtype", "all_alike"), [
+    ("ArgMax", "uint8", 0), ("ArgMax", "int8", -128), ("ArgMax", "float", -np.inf), ("ArgMin", "float", np.inf),
+    ("ArgMin", "int32", 2**31 - 1), ("ArgMax", "float", 1.5),
+])  # fmt: skip
+def test_an_index_of_an_extreme_is_one_where_all_are_the_least_number(op, dtype, all_alike, last):
+    text = f"g ({dtype}[2,5] x) => (int64[2,1] y) {{ y = {op} <axis=1, select_last_index={last}> (x) }}"
+    model = from_text(f'<ir_version: 10, opset_import: ["": 20]> {text}')
+    x = np.full((2, 5), all_alike, "float32" if dtype == "float" else dtype)
+    x[1, 2] = 3
+    feeds = {"x": x}
+    program = graphopt.compile(model, "llvm{threads=1}", "", verify=False, fallback=False)
+    np.testing.assert_array_equal(program.run(feeds)["y"], oracle.run(model, feeds)["y"])

@@ -1,8 +1,9 @@
 """Accuracy x speed x size of compressed reference models, with naive recipes as baselines in the same table.
 
-    python benchmarks/compression.py                              # the labelled models, each by its recipes
+    python benchmarks/compression.py                              # the models of `TABLE`, each by its recipes
     python benchmarks/compression.py --models digits,mnist --batch 8 --json
     python benchmarks/compression.py --keep made --out rows.json  # again with the same folder: speeds only
+    python benchmarks/compression.py --keep made --out benchmarks/results/compression.json --docs docs/pruning.md
     python benchmarks/compression.py --models mnist --recipes '' --pipeline 'fold-batch-norm,prune-channels{macs=0.2}'
 
 `float` and `compressed` are the metric on `n` held-out labels, `agreement` the part of those samples where both models'
@@ -10,7 +11,8 @@ first outputs have their largest score in the same place. `speedup` is the media
 graphopt's own float program (preset O2, llvm target) / that of the compressed model's, `speedup_vs_onnxruntime` that of
 onnxruntime on the float model. `size_ratio` is that of the ONNX files, `artifact_ratio` that of the artifacts (zeros
 take space in an ONNX file, little in an artifact), `macs_ratio` that of the multiply-accumulates: the speed-up
-that they alone predict is its inverse. `seconds` is how long the recipe took.
+that they alone predict is its inverse. `seconds` is how long the recipe took. With `--batch 1,8`, `speedup_batch_8` is
+the speed-up for eight samples.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ RECIPES = {
     "channels-int8": "{o2},prune-channels{{{budget}}},{int8}",
     "int8": "{o2},{int8}",
     "int8-fitted": "{o2},insert-qdq{{{mixed}}},gptq{{samples=66,rows=2048}},correct-bias{{samples=66}}",
+    "weights": "{o2},quantize-weights",
     "zeros": "{o2},prune-magnitude{{sparsity=0.9,scope=sensitivity{zeros}}}",
     "two-of-four": "{o2},prune-magnitude{{pattern=2:4}}",
     "random-channels": "{o2},prune-channels{{{budget},criterion=random,recover=false}}",
@@ -54,17 +57,26 @@ RECIPES = {
 """The textbook's: random masks and the smallest norms, not refitted, and `naive.Rounded`. Then another tool."""
 STANDARD = ("channels", "random-channels", "rounded", "onnxsim")
 TABLE = {
-    "digits": ("channels-tuned", "channels-tuned-int8", "smallest-channels", *STANDARD[1:]),
-    "mnist": ("channels-tuned", "channels-tuned-int8", "zeros", "smallest-channels", *STANDARD[1:], "random-zeros"),
+    "digits": ("channels-tuned", "channels-tuned-int8", "weights", "smallest-channels", *STANDARD[1:]),
+    "mnist": (
+        "channels-tuned",
+        "channels-tuned-int8",
+        "weights",
+        "zeros",
+        "smallest-channels",
+        *STANDARD[1:],
+        "random-zeros",
+    ),
+    "angle-classifier": STANDARD,
     "crepe-full": ("channels", "channels-int8", *STANDARD[1:], "zeros", "random-zeros"),
     "ocr-recogniser": ("channels-weights", *STANDARD[1:]),
     "minilm-l3": ("channels-int8", *STANDARD[1:]),
     "efficientnet-lite0": ("int8-fitted", "channels", *STANDARD[1:]),
 }
-"""The recipes measured where none are named; those of `STANDARD` for other models."""
+"""The models and recipes measured where none are named; of other models those of `STANDARD`."""
 BUDGETS = {
-    "digits": "macs=0.25,samples=1000",
-    "mnist": "macs=0.17,samples=512",
+    "digits": "macs=0.125,samples=512",
+    "mnist": "macs=0.173,samples=512",
     "angle-classifier": "macs=0.416",
     "ocr-recogniser": "macs=0.56,samples=96,rows=4096",
     "crepe-full": "macs=0.12,parameters=0.2,samples=512",
@@ -73,15 +85,17 @@ BUDGETS = {
     "efficientnet-lite0": "macs=0.95,samples=66,rows=4096",
 }
 """How much of a model stays; half of the multiply-accumulates where nothing is said. Found on other labelled samples
-than those reported on (`ReferenceModel.selection`; `graphopt prune --evaluation MODEL`); but those of digits, mnist
-and the recogniser were set with scores on the reported ones in view.
+than those reported on (`ReferenceModel.selection`; `graphopt prune --evaluation MODEL`), with one exception: the
+recogniser's was set with scores on the reported ones in view.
 """
 FIXED = ("minilm-l3",)
 """Models whose free dimensions get their sizes before, for their shapes are computed from one another's: what can be
 taken out is not known otherwise."""
-TUNING = {"digits": "epochs=60,lr=0.003,patience=60", "mnist": "epochs=30,lr=0.002"}
+TUNING = {"digits": "epochs=60,lr=0.002", "mnist": "epochs=60,lr=0.002"}
 """Options of the fine-tuning; 20 epochs where nothing is said."""
-ZEROS = {"crepe-full": ",criterion=activation,steps=3"}
+BATCHES = {"digits": [1, 8], "mnist": [1, 8]}
+"""The samples in a run, where `--batch` doesn't say; else one. A call is a good part of these models' time."""
+ZEROS = {"crepe-full": ",criterion=activation,steps=3,samples=512"}
 """Further options of `zeros`: patches of 65,536 entries are too many to invert their moments."""
 WEIGHTS = {"ocr-recogniser": "{include=[MatMul]}"}
 """Which weights `channels-weights` stores in 8 bits: the recogniser's 6,625 characters are a third of its file."""
@@ -116,7 +130,8 @@ def measure(name: str, pipelines: Sequence[str], asked: argparse.Namespace) -> I
         command = [sys.executable, str(Path(__file__).with_name("one_compressed.py")), name]
         command += [word for pipeline in left for word in ("--pipeline", pipeline)]
         command += ["--threads", str(asked.threads), "--seconds", str(asked.seconds)]
-        command += ["--batch", str(asked.batch)] + ["--fixed"] * (name in FIXED)
+        batches = asked.batch or BATCHES.get(name, [1])
+        command += [word for batch in batches for word in ("--batch", str(batch))] + ["--fixed"] * (name in FIXED)
         command += ["--keep", str(asked.keep)] * (asked.keep is not None)
         command += ["--onnxsim", asked.onnxsim] * (asked.onnxsim is not None)
         with (
@@ -154,6 +169,34 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+MARKS = "<!-- rows of compression.json -->", "<!-- end of rows -->"
+
+
+def documented(rows: Sequence[Row]) -> str:
+    """The table of the documentation: what `table` has, in words, without rows that failed."""
+    head = ["model (metric, float)", "behind `-O2`", "metric", "size", "artifact", "MACs", "speed-up", "batch 8"]
+    head.append("x onnxruntime")
+    lines, last = [head, ["---"] * len(head)], ""
+    for row in rows:
+        if row.get("compressed") is None:
+            continue
+        model = f"{row['model']} ({row['metric'].replace('_', ' ')}, {row['float']:.3f}, n={row['n']})"
+        cells = ["" if model == last else model, f"`{row['pipeline'].removeprefix(PRESETS['O2'] + ',')}`"]
+        cells.append(f"{row['compressed']:.3f}")
+        cells += [number(row.get(key), ".3f") for key in ("size_ratio", "artifact_ratio")]
+        cells += [number(row.get(key), ".2f") for key in ("macs_ratio", "speedup", "speedup_batch_8")]
+        lines.append([*cells, number(row.get("speedup_vs_onnxruntime"), ".1f")])
+        last = model
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def put_into(page: Path, rows: Sequence[Row]) -> None:
+    """Replace what stands between `MARKS` by the table."""
+    before, rest = page.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    page.write_text(f"{before}{MARKS[0]}\n{documented(rows)}\n{MARKS[1]}{after}")
+
+
 def _points(rows: Sequence[Row]) -> list[Point]:
     """The rows that have both accuracy and speed."""
     good = [row for row in rows if row["compressed"] is not None and row["speedup"]]
@@ -166,20 +209,21 @@ def _points(rows: Sequence[Row]) -> list[Point]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", help="comma-separated; default: all that have labels")
+    parser.add_argument("--models", help="comma-separated; default: those of `TABLE`")
     parser.add_argument("--recipes", help="comma-separated; default: those of the model in `TABLE`")
     parser.add_argument("--pipeline", action="append", default=[], help="a recipe given as a pipeline; repeatable")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1, help="samples in a run, where the model leaves that open")
+    sizes = "samples in a run, where the model leaves that open; several with commas. Default: 1, of small models 1,8"
+    parser.add_argument("--batch", type=lambda text: [int(size) for size in text.split(",")], help=sizes)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long to measure a row; 0: no speed")
     parser.add_argument("--keep", type=Path, help="a folder for compressed models: what is there is only timed again")
     parser.add_argument("--onnxsim", help="a Python that has onnxsim: half of the channels taken out by it")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds after which a row is given up")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--out", type=Path, help="write rows, machine and versions to this .json; a plot beside it")
+    parser.add_argument("--docs", type=Path, help="a page to put the table into, between its marks")
     asked = parser.parse_args()
-    labelled = [name for name in models.names() if models.get(name).evaluation is not None]
-    chosen = [models.get(name).name for name in asked.models.split(",")] if asked.models else labelled
+    chosen = [models.get(name).name for name in asked.models.split(",")] if asked.models else list(TABLE)
     recipes = list(filter(None, (asked.recipes or "").split(",")))
     unknown = [recipe for recipe in recipes if recipe not in RECIPES]
     if unknown:
@@ -197,6 +241,8 @@ def main() -> None:
                 asked.out.write_text(json.dumps(whole, indent=1) + "\n")
                 draw(_points(rows), asked.out.with_suffix(".svg"), "speed: the float program's time / time")
             print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    if asked.docs is not None:
+        put_into(asked.docs, rows)
     print(json.dumps(rows, indent=1) if asked.json else table(rows))
     sys.exit(any("error" in row for row in rows))
 

@@ -43,10 +43,8 @@ class Measured:
         self.asked = asked
         self.reference = models.get(asked.model)
         self.model = api.open_model(self.reference.path())
-        self.example = self.reference.example(asked.batch)
         if asked.fixed:
-            self.model = api.open_model(self.model, free_sizes(self.model, self.example))
-        self.free = free_sizes(self.model, self.example)
+            self.model = api.open_model(self.model, free_sizes(self.model, self.reference.example(asked.batch[0])))
         self.plain = api.run_pipeline(self.model, PRESETS["O2"], verify=False).model
 
     @cached_property
@@ -61,14 +59,15 @@ class Measured:
         return self.score(self.plain)
 
     @cached_property
-    def program(self) -> tuple[Any, int]:
-        """The float model's program, and its artifact's size."""
-        return self.compiled(self.plain)
-
-    @cached_property
-    def onnxruntime(self) -> Any:
-        """The float model in onnxruntime, every free dimension bound to its size."""
-        return open_rivals(["onnxruntime"], api.open_model(self.model, self.free), self.asked.threads)["onnxruntime"]
+    def rivals(self) -> list[tuple[Feeds, Any, int, Any]]:
+        """For each number of samples the feeds, the float model's program, its artifact's size, and onnxruntime."""
+        found: list[tuple[Feeds, Any, int, Any]] = []
+        for batch in self.asked.batch:
+            example = self.reference.example(batch)
+            bound = api.open_model(self.model, free_sizes(self.model, example))
+            ort = open_rivals(["onnxruntime"], bound, self.asked.threads)["onnxruntime"]
+            found.append((example, *self.compiled(self.plain, example), ort))
+        return found
 
     def row(self, pipeline: str) -> dict[str, Any]:
         """Accuracy by onnxruntime on held-out labels, speed of the llvm target's programs, size of the ONNX files.
@@ -87,7 +86,7 @@ class Measured:
                 small = self.compress(pipeline)
                 row = {"pipeline": pipeline, "seconds": time.perf_counter() - start, **self.facts(small, kept)}
                 notes.write_text(json.dumps(row))
-        return row | {"batch": self.asked.batch} | (self.speed(small) if self.asked.seconds else {})
+        return row | {"batch": self.asked.batch[0]} | (self.speed(small) if self.asked.seconds else {})
 
     def compress(self, pipeline: str) -> ir.Model:
         """The model behind the pipeline."""
@@ -119,26 +118,32 @@ class Measured:
 
         return evaluate(keep, self.evaluation), np.concatenate(answers)
 
-    def compiled(self, model: ir.Model) -> tuple[Any, int]:
-        """A runner, and the bytes of its artifact."""
+    def compiled(self, model: ir.Model, example: Feeds) -> tuple[Any, int]:
+        """A runner, every free dimension of its size in `example`, and the bytes of its artifact."""
         target = f"llvm{{threads={self.asked.threads}}}"
-        made = api.compile(model, target, PRESETS["O1"], dims=self.free, verify=False)
+        made = api.compile(model, target, PRESETS["O1"], dims=free_sizes(self.model, example), verify=False)
         with tempfile.TemporaryDirectory() as folder:
             return made.run, made.save(Path(folder) / "model.gopt").stat().st_size
 
     def speed(self, small: ir.Model) -> dict[str, Any]:
-        """All take turns on the example."""
-        made, bytes_ = self.compiled(small)
-        runners = {"compressed": made, "float": self.program[0], "onnxruntime": self.onnxruntime}
-        rows = bench(runners, self.example, baseline="compressed", seconds=self.asked.seconds)
-        ratio = {row.name: 1 / row.ratio for row in rows}
-        return {
-            "speedup": ratio["float"],
-            "speedup_vs_onnxruntime": ratio["onnxruntime"],
-            "artifact_ratio": bytes_ / self.program[1],
-            "compressed_ms": rows[0].median_ms,
-            "rounds": rows[0].rounds,
-        }
+        """All take turns on the example, for each number of samples."""
+        found: dict[str, Any] = {}
+        for batch, (example, plain, whole, ort) in zip(self.asked.batch, self.rivals, strict=True):
+            made, bytes_ = self.compiled(small, example)
+            runners = {"compressed": made, "float": plain, "onnxruntime": ort}
+            rows = bench(runners, example, baseline="compressed", seconds=self.asked.seconds)
+            ratio = {row.name: 1 / row.ratio for row in rows}
+            if found:
+                found[f"speedup_batch_{batch}"] = ratio["float"]
+                continue
+            found = {
+                "speedup": ratio["float"],
+                "speedup_vs_onnxruntime": ratio["onnxruntime"],
+                "artifact_ratio": bytes_ / whole,
+                "compressed_ms": rows[0].median_ms,
+                "rounds": rows[0].rounds,
+            }
+        return found
 
 
 def samples(reference: models.ReferenceModel, pipeline: str) -> Iterable[Feeds]:
@@ -175,7 +180,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--pipeline", required=True, action="append")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True, action="append", help="samples in a run; repeatable")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--fixed", action="store_true", help="free dimensions get the example's sizes first")
     parser.add_argument("--keep", help="a folder for compressed models and their rows")

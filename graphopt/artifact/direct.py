@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import ndarray
 
 from graphopt.artifact.manifest import dtype_of
 from graphopt.artifact.runtime import limit_threads, refused
@@ -67,7 +68,7 @@ class Direct:
             return None
         for name, place, dtype, shape in self._inputs:
             array = feeds.get(name)
-            if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
+            if type(array) is not ndarray or array.dtype is not dtype or array.shape != shape:
                 return None
             place[...] = array
         limit_threads(self._threads)

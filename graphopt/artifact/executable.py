@@ -90,8 +90,8 @@ class Executable(Artifact):
                 that was declared for its dimension).
         """
         with self._lock:
-            for program in self._quick:
-                found = program.run(inputs)
+            for run in self._quick:
+                found = run(inputs)
                 if found is not None:
                     return found
         arrays, sizes = self._signature.fit(inputs)
@@ -108,14 +108,14 @@ class Executable(Artifact):
         results = tuple(self.run(dict(zip((s.name for s in self.inputs), arrays, strict=False))).values())
         return results[0] if len(results) == 1 else results
 
-    def _directly(self) -> list[Direct]:
+    def _directly(self) -> list[Callable[[Mapping[str, Any]], dict[str, Array] | None]]:
         """The programs, of variants too, that can be called without the virtual machine."""
         if any(dtype_of(spec.dtype).kind not in "fiub" for spec in (*self.inputs, *self.outputs)):
             return []  # the library may have bytes for what ml_dtypes has: 4-bit integers, float8
         specs = [*(variant.parts[0].direct for variant in self.manifest.variants), self.manifest.direct]
         programs = [*(program for _, program in self._variants), self._session]
         return [
-            Direct(program, spec, self.inputs, self.outputs)
+            Direct(program, spec, self.inputs, self.outputs).run
             for spec, program in zip(specs, programs, strict=True)
             if spec is not None and isinstance(program, Session)
         ]

@@ -60,3 +60,20 @@ def test_a_pipeline_that_fails_is_a_row_and_an_unknown_recipe_an_error():
     assert row.keys() >= KEYS
     assert "criterion" in row["error"]
     assert "there is no recipe 'x'" in run("--models", "digits", "--recipes", "x").stderr
+
+
+def test_the_documentation_has_the_rows_that_were_measured_by_the_recipes_there_are():
+    """To mend it: run the benchmark again with ``--docs docs/pruning.md``."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import compression
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+    root = SCRIPT.parents[1]
+    rows = json.loads((SCRIPT.parent / "results" / "compression.json").read_text())["rows"]
+    page = (root / "docs" / "pruning.md").read_text()
+    assert f"{compression.MARKS[0]}\n{compression.documented(rows)}\n{compression.MARKS[1]}" in page
+    for row in rows:
+        assert row.get("pipeline") in (None, compression.pipeline_of(row["recipe"], row["model"])), row["model"]
+    for model in {row["model"] for row in rows}:
+        assert tuple(row["recipe"] for row in rows if row["model"] == model) == compression.TABLE[model]

@@ -69,7 +69,7 @@ def _forget_doubtful(nodes: list[ir.Node]) -> None:
     for node in nodes:
         if node.op_type == "If":
             branches = [a.as_graph().outputs for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-            for value, *ends in zip(node.outputs, *branches, strict=True):
+            for value, *ends in zip(node.outputs, *branches, strict=False):  # the model may not have been checked
                 ranks = {None if end.shape is None else len(end.shape) for end in ends}
                 if len(ranks) > 1:
                     value.shape = None

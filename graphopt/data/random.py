@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 BATCH, SPATIAL = 2, 64
 """Sizes taken for symbolic dimensions: the first one of an input, and all others."""
+LARGEST = 1 << 30
+"""Elements that an input may have."""
 
 
 def random_feeds(model: ir.Model, seed: int = 0, dims: Mapping[str, int] | None = None) -> dict[str, Array]:
@@ -28,7 +31,7 @@ def random_feeds(model: ir.Model, seed: int = 0, dims: Mapping[str, int] | None 
             the model declares them to be (`graphopt.graph.declare_dims`).
 
     Raises:
-        DataError: an input is not a tensor.
+        DataError: an input is not a tensor, or too large.
     """
     rng = np.random.default_rng(seed)
     sizes, declared = dict(dims or {}), declared_dims(model)
@@ -44,6 +47,8 @@ def random_feeds(model: ir.Model, seed: int = 0, dims: Mapping[str, int] | None 
             name, default = str(dim.value), sizes.get(str(dim.value), BATCH if axis == 0 else SPATIAL)
             sizes[name] = declared[name].first(default) if name in declared else default
             shape.append(sizes[name])
+        if math.prod(shape) > LARGEST:
+            raise DataError(f"there are no random values for input {value.name!r}: {shape} is too large.")
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
         if dtype == np.bool_:
             array = rng.random(shape) < 0.5

@@ -10,6 +10,7 @@ from onnxruntime.quantization import CalibrationDataReader
 
 from graphopt.data import Batches, open_data
 from graphopt.errors import DataError
+from graphopt.testing import from_text, random_feeds
 
 
 def model_of(**inputs):
@@ -196,3 +197,10 @@ def test_split_of_too_little_data():
     assert sizes(fit) == [1]
     with pytest.raises(DataError, match="too few"):
         list(held)
+
+
+def test_an_input_that_no_memory_holds_gets_no_random_values():
+    header = '<ir_version: 8, opset_import: ["": 17]>'
+    text = f"{header} g (float[4611686018427387904,2] x) => (float[N,2] y) {{ y = Relu(x) }}"
+    with pytest.raises(DataError, match=r"input 'x': \[4611686018427387904, 2\] is too large"):
+        random_feeds(from_text(text))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from graphopt.targets.lowering.shape_chains import MAX_ELEMENTS
 from graphopt.targets.lowering.size_order import keep_order
 from graphopt.targets.lowering.support import EXTERNAL, explain, refusal
 
+LARGE = 1 << 20
+"""Bytes from which a weight is never copied here."""
+Array = np.ndarray[Any, Any]
 OF_SHAPES = frozenset(
     {
         "Cast",
@@ -53,7 +57,8 @@ def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[An
         LoweringError: naming every node whose conversion failed, and TVM's reason.
     """
     keep_order()
-    importer = _Importer(model)
+    apart = _take_out_large(model)
+    importer = _Importer(model, apart)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -69,7 +74,8 @@ def import_graph(model: ir.Model) -> tuple[tvm.IRModule, dict[str, np.ndarray[An
     for binding in (binding for block in module["main"].body.blocks for binding in block.bindings):
         if isinstance(binding.value, relax.Var) and binding.value.name in importer.sources:  # the model's only output
             importer.sources[binding.var.name] = importer.sources[binding.value.name]
-    function, weights = _drop_unused(module["main"], params.get("main", []))
+    arrays = [*apart.values(), *(param.numpy() for param in params.get("main", []))]
+    function, weights = _drop_unused(module["main"], arrays)
     module = tvm.IRModule({**dict(module.functions_items()), module.get_global_var("main"): function})
     return module, weights, importer.sources
 
@@ -80,8 +86,9 @@ class _Importer(ONNXGraphImporter):
     `failures`: operator and reason -> nodes. `sources`: variable -> what it comes from.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, apart: Mapping[str, Array]) -> None:
         super().__init__({}, {}, keep_params_in_input=True, sanitize=False)
+        self._apart = apart
         self.failures: dict[str, list[ir.Node]] = {}
         self.sources: dict[str, Origin] = {}
         self._values = {value.name: value for value in model.graph.inputs}
@@ -89,13 +96,16 @@ class _Importer(ONNXGraphImporter):
         self._onnx_nodes = {node.name: node for node in model.graph.all_nodes()}
 
     def _parse_graph_input(self, graph: Any) -> None:
-        """Remembers the variables of the inputs' open dimensions, by name."""
+        """Remembers the variables of the inputs' open dimensions, by name; large weights are the last inputs."""
         super()._parse_graph_input(graph)
         inputs: dict[str, Any] = self._inputs
         for name, variable in inputs.items():
             value = self._values.get(name)
             if value is not None and value.shape is not None and variable.ty.shape is not None:
                 self._dims |= {str(dim): size for dim, size in zip(value.shape, variable.ty.shape, strict=True)}
+        for name, array in self._apart.items():
+            shape: Any = list(array.shape)
+            inputs[name] = self._nodes[name] = self._new_var(name, shape, array.dtype.name)
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
         """`refuse_unsupported` has looked at every node, and knows `EXTERNAL` too."""
@@ -206,9 +216,17 @@ def _of_unknown_rank(expression: Any) -> bool:
     return isinstance(expression, relax.Expr) and getattr(expression.ty, "ndim", 0) == -1
 
 
-def _drop_unused(
-    function: relax.Function, params: list[tvm.runtime.Tensor]
-) -> tuple[relax.Function, dict[str, np.ndarray[Any, Any]]]:
+def _take_out_large(model: ir.Model) -> dict[str, Array]:
+    """Take large initializers from `model`: protobuf and TVM would each hold one or two copies of them."""
+    known = {name: value.const_value for name, value in model.graph.initializers.items()}
+    arrays = {name: tensor.numpy() for name, tensor in known.items() if tensor is not None and tensor.nbytes >= LARGE}
+    arrays = {name: array for name, array in arrays.items() if array.dtype.isbuiltin == 1}
+    for name in arrays:
+        del model.graph.initializers[name]
+    return arrays
+
+
+def _drop_unused(function: relax.Function, params: list[Array]) -> tuple[relax.Function, dict[str, Array]]:
     """Weights the importer turned into constants (axes, shapes) are no parameters any more."""
     used = {var.name for var in relax.analysis.free_vars(function.body)}
     inputs = list(function.params)[: len(function.params) - len(params)]
@@ -220,7 +238,7 @@ def _drop_unused(
         is_pure=function.is_pure,
         attrs=function.attrs,
     )
-    return trimmed, {var.name: param.numpy() for var, param in kept}
+    return trimmed, {var.name: param for var, param in kept}
 
 
 def _first_line(error: Exception) -> str:

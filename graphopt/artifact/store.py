@@ -11,6 +11,7 @@ import numpy as np
 from graphopt.artifact import zeros
 from graphopt.artifact.container import ALIGNMENT, Content
 from graphopt.packed import HALVES, from_bytes, nbytes_of
+from graphopt.spill import let_go
 
 WEIGHTS = "weights.bin"
 """What the program needs to run."""
@@ -49,6 +50,7 @@ class Store:
             self._places[digest] = Place(self.nbytes, None if encoded is None else len(encoded))
             nbytes = len(piece if encoded is None else encoded)
             self.nbytes += nbytes + -nbytes % ALIGNMENT
+        let_go(piece)
         return self._places[digest]
 
     def content(self) -> Content:
@@ -59,6 +61,7 @@ class Store:
         for data in self._pieces:
             piece = data()
             yield piece
+            let_go(piece)
             yield bytes(-len(piece) % ALIGNMENT)
 
 

@@ -12,6 +12,7 @@ from tvm import tirx
 
 from graphopt.graph import add_constant, constant_array, fresh_name
 from graphopt.packed import Steps, run
+from graphopt.spill import spilled
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan.choice import Candidate, Choices, Problem
 from graphopt.targets.llvm.plan.weights import packed_of
@@ -64,7 +65,7 @@ class Kernels:
     def constant(self, key: Hashable, hint: str, make: Callable[[], np.ndarray]) -> ir.Value:
         """A packed constant; equal keys share one."""
         if key not in self._constants:
-            self._constants[key] = add_constant(self.graph, hint, make())
+            self._constants[key] = add_constant(self.graph, hint, spilled(make()))
         return self._constants[key]
 
     def packed(self, key: Hashable, hint: str, value: ir.Value, steps: Steps) -> ir.Value:

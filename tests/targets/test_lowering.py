@@ -195,3 +195,11 @@ def test_what_the_importer_knows_in_float32_alone_is_lowered_by_its_definition(o
     text = '<ir_version: 10, opset_import: ["": 22]>'
     model = from_text(f"{text} g ({dtype}[N,3] x) => ({dtype}[N,3] y) {{ y = {op}(x) }}")
     assert lower(model).outputs == ["y"]
+
+
+def test_the_rest_of_floats_with_the_sign_of_the_divisor_is_refused():
+    """What opset 28 allows: taken for `fmod`, it came out wrong."""
+    text = "g (float[3] x, float[3] z) => (float[3] y) { y = Mod(x, z) }"
+    model = from_text('<ir_version: 10, opset_import: ["": 28]>' + text)
+    with pytest.raises(LoweringError, match="Mod"):
+        lower(model)

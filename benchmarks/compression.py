@@ -83,6 +83,7 @@ BUDGETS = {
     "crepe-tiny": "macs=0.7",
     "minilm-l3": "macs=0.8,samples=360,rows=4096",
     "efficientnet-lite0": "macs=0.95,samples=66,rows=4096",
+    "magika": "macs=0.5,samples=128",
 }
 """How much of a model stays; half of the multiply-accumulates where nothing is said. Found on other labelled samples
 than those reported on (`ReferenceModel.selection`; `graphopt prune --evaluation MODEL`), with one exception: the

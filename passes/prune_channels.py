@@ -21,6 +21,7 @@ from graphopt.passes.channels.groups import Channels, Group, find_channels
 from graphopt.passes.channels.observe import readers
 from graphopt.passes.channels.recover import Places, recover
 from graphopt.passes.channels.scores import NEEDS_DATA, Criterion, scores
+from graphopt.passes.channels.sums import as_layers, as_sums
 from graphopt.passes.channels.taylor import by_gradients
 from graphopt.passes.correct.walk import sample
 from graphopt.passes.weights import matches
@@ -84,6 +85,7 @@ class PruneChannels(Pass):
         feeds = self._feeds(context)
         _own_vectors(model)
         before = cost(model)
+        sums = as_layers(model.graph) if self.recover else {}
         teacher = model.clone() if self.recover else None
         places: Places = {}
         sizes: dict[str, list[int]] = {}
@@ -103,6 +105,7 @@ class PruneChannels(Pass):
                     report.changes += last.changes
                     report.skipped += last.skipped
                     report.facts |= last.facts
+        as_sums(model.graph, sums)
         after = cost(model)
         for name, (old, new) in sizes.items():
             if old != new:

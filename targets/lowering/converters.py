@@ -1,10 +1,11 @@
-"""Own converters to Relax, for operators that TVM's importer lacks and that no other operators give."""
+"""Own converters to Relax, for operators that TVM's importer lacks or writes so that nothing fuses with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx, topi
 
@@ -12,6 +13,7 @@ from graphopt.graph import constant_array
 from graphopt.targets.lowering.support import IN_RANGE, NOT_ZERO
 
 Builder = relax.BlockBuilder
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 def _bit_cast(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
@@ -25,6 +27,23 @@ def _bit_cast(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
         return te.compute(x.shape, element, name="bit_cast")
 
     return builder.emit_te(reinterpret, inputs[0])
+
+
+def _clip(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    """Between constants by Relax's own operators, which layouts and fusion go through; None for other bounds."""
+    bounds = [constant_array(value) for value in node.inputs[1:]]
+    known = [bound for value, bound in zip(node.inputs[1:], bounds, strict=True) if value is not None]
+    if node.inputs[0] is None or node.inputs[0].dtype not in FLOATS or not all(map(_is_number, known)):
+        return None
+    result = inputs[0]
+    for bound, op in zip(bounds, (relax.op.maximum, relax.op.minimum), strict=False):
+        if bound is not None:
+            result = builder.normalize(op(result, relax.const(bound.reshape(()))))
+    return result
+
+
+def _is_number(bound: Any) -> bool:
+    return bound is not None and bound.size == 1 and not np.isnan(bound).any()
 
 
 def _cumulated_product(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
@@ -160,6 +179,7 @@ CONVERTERS: dict[str, Callable[[Builder, ir.Node, Sequence[Any]], Any]] = {
     "ArgMax": _arg(relax.op.argmax),
     "ArgMin": _arg(relax.op.argmin),
     "BitCast": _bit_cast,
+    "Clip": _clip,
     "Col2Im": _col2im,
     "Gather": _gather,
     "CumProd": _cumulated_product,

@@ -72,6 +72,7 @@ TABLE = {
     "ocr-recogniser": ("channels-weights", *STANDARD[1:]),
     "minilm-l3": ("channels-int8", *STANDARD[1:]),
     "efficientnet-lite0": ("int8-fitted", "channels", *STANDARD[1:]),
+    "magika": STANDARD,
 }
 """The models and recipes measured where none are named; of other models those of `STANDARD`."""
 BUDGETS = {

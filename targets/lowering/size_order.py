@@ -31,7 +31,8 @@ class _Ordered(dict[Hashable, None]):
 
 def keep_order() -> None:
     """From now on TVM's `emit_te` and LegalizeOps name open dimensions in the order in which they meet them."""
-    vars(relax.utils)["set"] = _Ordered
+    names: dict[str, Any] = relax.utils.__dict__
+    names["set"] = _Ordered
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -43,15 +44,14 @@ def sizes_in_order(module: tvm.IRModule, _: tvm.transform.PassContext | None = N
 
 def _sorted(function: Any) -> Any:
     """`function` with its stores sorted, if it is nothing but stores to places that it does not read."""
-    if not isinstance(function, tirx.PrimFunc) or not isinstance(function.body, tirx.SeqStmt):
+    body: Any = getattr(function, "body", None) if isinstance(function, tirx.PrimFunc) else None
+    stores: list[Any] = list(body.seq) if isinstance(body, tirx.SeqStmt) else []
+    if not stores or not all(map(_is_place, stores)):
         return function
-    stores: list[Any] = list(function.body.seq)
-    if not all(isinstance(store, tirx.BufferStore) and _is_place(store) for store in stores):
+    places = {int(store.indices[0]): store for store in stores}
+    if len(places) < len(stores) or places.keys() & _read(stores):
         return function
-    written = {int(store.indices[0]) for store in stores}
-    if len(written) < len(stores) or written & _read(stores):
-        return function
-    return function.with_body(tirx.SeqStmt(sorted(stores, key=lambda store: int(store.indices[0]))))
+    return function.with_body(tirx.SeqStmt([places[place] for place in sorted(places)]))
 
 
 def _read(stores: list[Any]) -> set[int]:
@@ -65,5 +65,7 @@ def _read(stores: list[Any]) -> set[int]:
     return found
 
 
-def _is_place(store: Any) -> bool:
-    return len(store.indices) == 1 and isinstance(store.indices[0], tirx.IntImm)
+def _is_place(statement: Any) -> bool:
+    """Whether it stores to one known place."""
+    indices: list[Any] = list(getattr(statement, "indices", []))
+    return isinstance(statement, tirx.BufferStore) and len(indices) == 1 and isinstance(indices[0], tirx.IntImm)

@@ -14,6 +14,7 @@ from tvm.s_tir import SBlock, dlight
 
 from graphopt.errors import LoweringError
 from graphopt.targets.cuda.half import sum_in_float32
+from graphopt.targets.cuda.short_sums import ShortSums
 from graphopt.targets.cuda.tensor_cores import TensorCores
 from graphopt.targets.cuda.unit_sums import without_unit_sums
 from graphopt.targets.lowering.origins import Origin, at_products, origins_of_functions
@@ -80,7 +81,7 @@ def schedule(
         *([TensorCores()] if target.kind.name == "cuda" else []),  # pyright: ignore[reportAttributeAccessIssue]  # wmma is CUDA's
         dlight.gpu.Matmul(),
     ]
-    reductions = [dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction()]
+    reductions = [ShortSums(), dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction()]
     used: dict[str, str] = {}
     refused: list[str] = []
     for variable, function in module.functions_items():

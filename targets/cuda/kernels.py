@@ -81,13 +81,13 @@ def schedule(
         *([TensorCores()] if target.kind.name == "cuda" else []),  # pyright: ignore[reportAttributeAccessIssue]  # wmma is CUDA's
         dlight.gpu.Matmul(),
     ]
-    reductions = [ShortSums(), dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction()]
+    reductions = [dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction()]
     used: dict[str, str] = {}
     refused: list[str] = []
     for variable, function in module.functions_items():
         if not isinstance(function, tirx.PrimFunc) or _is_scheduled(function):
             continue
-        rules = [*products, *([] if _convolves(function) else reductions), dlight.gpu.Fallback()]
+        rules = [*products, ShortSums(), *([] if _convolves(function) else reductions), dlight.gpu.Fallback()]
         scheduled, rule = _first_that_fits(without_unit_sums(function), target, rules)
         if scheduled is None:
             computed = ", ".join(_nodes(origins, variable.name_hint)) or "no node of its own"

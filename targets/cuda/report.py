@@ -53,8 +53,10 @@ def report(
     launched: Mapping[str, Sequence[Launch]],
     todo: Sequence[Work],
     source: str,
+    checks: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The account of a build: `binaries` by architecture, the others by function.
+    """The account of a build: `binaries` by architecture, `checks` those of `graphopt.targets.cuda.checks.check`, the
+    others by function.
 
     `kernels` are those of the first architecture; of the others `other_archs` has what differs by architecture.
     `tensor_core_share` is of the model's multiply-adds (`macs`), on the first; `counted` says from what.
@@ -87,6 +89,7 @@ def report(
         "macs": sum(work.calls * work.macs for work in todo),
         "tensor_core_share": share,
         "counted": counted,
+        "checks": dict(checks),
         "estimates": estimates(list(binaries), todo),
         "run": "not run: compiling never runs the kernels" if devices() else "not run: no CUDA device on this machine",
     }

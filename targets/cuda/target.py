@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator
@@ -39,6 +40,7 @@ class Cuda(Target):
         """
         from tvm import tirx
 
+        from graphopt.targets.cuda.checks import check
         from graphopt.targets.cuda.kernels import build, schedule, to_loops
         from graphopt.targets.cuda.layout import channels_last
         from graphopt.targets.cuda.link import cuda_source, to_library
@@ -52,11 +54,14 @@ class Cuda(Target):
             module, origins = to_loops(lowered.module, lowered.sources)
             loops = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
             kernels, rules = schedule(module, target, origins)
+            checks = check({name: kernels[name] for name in rules}, target, origins, archs[0])
             launched = {name: launches(kernels[name]) for name in rules}
             executable = build(kernels, target)
         source = cuda_source(executable)
         route = None if self.compiler == "best" else self.compiler
-        binaries = {arch: compile_source(source, arch, route) for arch in archs}
+        with ThreadPoolExecutor() as pool:  # each arch is a process of the compiler's, or a call that lets others run
+            made = pool.map(lambda arch: compile_source(source, arch, route), archs)
+            binaries = dict(zip(archs, made, strict=True))
         cubins = {arch: binary.cubin for arch, binary in binaries.items() if binary.cubin is not None}
         return Program(
             library=to_library(executable, fatbin(cubins) if cubins else None, source),
@@ -65,7 +70,7 @@ class Cuda(Target):
             outputs=lowered.outputs,
             device="cuda",
             files=_files(source, binaries),
-            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules), source),
+            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules), source, checks),
         )
 
     @classmethod

@@ -18,7 +18,7 @@ from graphopt import artifact, graph, models, oracle
 from graphopt.base import Context, Program
 from graphopt.errors import LoweringError, UsageError
 from graphopt.pipeline.registry import make_target
-from graphopt.targets.cuda import Cuda, arch, compiler, link, occupancy, ptxas, roofline
+from graphopt.targets.cuda import Cuda, arch, compiler, kernels, link, occupancy, ptxas, roofline
 from graphopt.targets.cuda.fatbin import fatbin
 from graphopt.testing import from_text
 

@@ -1,0 +1,57 @@
+"""Kernels as TVM lowers them, at the two stages that are looked at; loops are not unrolled, nor vectors made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+_TO_LOOPS = tvm.transform.Sequential(
+    [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerCrossThreadReduction(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.LiftThreadBinding(),
+        s_tir.transform.ManifestSharedMemoryLocalStage(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerAutoCopy(),
+        s_tir.transform.UnifyThreadBinding(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.InjectPermutedLayout(),
+        s_tir.transform.AnnotateIrregularLoop(),
+        s_tir.transform.InjectSoftwarePipeline(),
+        s_tir.transform.TransformMmaBufferLayout(),
+        s_tir.transform.LowerOpaqueBlock(),
+    ]
+)
+_TO_BARRIERS = tvm.transform.Sequential(
+    [
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.VectorizeLoop(False),
+        s_tir.transform.InjectVirtualThread(),
+        s_tir.transform.InjectDoubleBuffer(),
+        tirx.transform.StorageRewrite(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.ThreadSync("shared"),
+        s_tir.transform.ThreadSync("shared.dyn"),
+        s_tir.transform.LowerThreadAllreduce(),
+        s_tir.transform.MergeSharedMemoryAllocations(),
+    ]
+)
+
+
+def lowered(functions: Mapping[str, Any], target: tvm.target.Target) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The scheduled PrimFuncs `functions` with buffers of several dimensions, and then flat, with barriers."""
+    module = tvm.IRModule(dict(functions))
+    loops = _TO_LOOPS(tirx.transform.BindTarget(target)(module))
+    return _functions(loops), _functions(_TO_BARRIERS(loops))
+
+
+def _functions(module: tvm.IRModule) -> dict[str, Any]:
+    return {v.name_hint: f for v, f in module.functions_items()}

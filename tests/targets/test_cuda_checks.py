@@ -1,0 +1,205 @@
+"""Static checks of scheduled kernels: bounds for all sizes, races, launch limits; and what they miss."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tvm
+import tvm_ffi
+from hypothesis import given
+from hypothesis import strategies as st
+from tvm import tirx
+from tvm.script import tirx as T  # noqa: N812
+
+from graphopt.errors import LoweringError
+from graphopt.targets.cuda import checks
+from graphopt.targets.cuda.arch import tvm_target
+from graphopt.targets.cuda.checks.limits import most_shared
+from graphopt.targets.cuda.checks.numbers import Unknown, evaluate
+from graphopt.testing import from_text
+
+
+def _normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+NET = """<ir_version: 10, opset_import: ["": 18]>
+net (float[N, 3, H, 9] x, float[8, 3, 3, 3] w, float[8, 1, 3, 3] d, float[72, 5] v, int64[3] s) => (float[N, H, 5] y) {
+    c = Conv<pads = [1, 1, 1, 1]>(x, w)
+    r = Relu(c)
+    e = Conv<pads = [1, 1, 1, 1], group = 8>(r, d)
+    t = Transpose<perm = [0, 2, 3, 1]>(e)
+    f = Reshape(t, s)
+    g = MatMul(f, v)
+    y = Softmax(g)
+}"""
+
+
+def _net() -> ir.Model:
+    weights = {"w": _normal(8, 3, 3, 3), "d": _normal(8, 1, 3, 3), "v": _normal(72, 5)}
+    return from_text(NET, s=np.array([0, -1, 72], np.int64), **weights)
+
+
+def _lowered(model: ir.Model):
+    from graphopt.targets.cuda.kernels import schedule, to_loops
+    from graphopt.targets.lowering import lower
+
+    target, made = tvm_target("sm_80"), lower(model)
+    with target:
+        module, origins = to_loops(made.module, made.sources)
+        scheduled, rules = schedule(module, target, origins)
+    return checks.lowered({name: scheduled[name] for name in rules}, target)
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    return _lowered(_net())
+
+
+def test_every_access_is_within_its_buffer_for_all_sizes_and_no_barrier_is_missing(lowered):
+    loops, synchronised = lowered
+    assert len(loops) >= 4
+    for function in loops.values():
+        found = checks.check_bounds(function)
+        assert (found.open, found.faults, found.by_data) == ([], [], 0)
+        assert found.proved >= 2
+    found = [checks.check_races(function) for function in synchronised.values()]
+    assert sum(one.intervals for one in found) > 10
+    assert [one.faults for one in found if one.faults] == []
+    assert [one.unknown for one in found if one.unknown] == []
+    assert [fault for f in synchronised.values() for fault in checks.check_limits(f, "sm_80")] == []
+
+
+def _shifted(function, wanted: int):
+    """`function` with 1 added to its index number `wanted`, counted over all accesses; and how many there are."""
+    count = 0
+
+    def indices(found):
+        nonlocal count
+        made = list(found.indices)
+        for axis, index in enumerate(made):
+            if count == wanted:
+                made[axis] = index + tirx.IntImm(str(index.ty.dtype), 1)
+            count += 1
+        return made
+
+    def load(found):
+        return tirx.BufferLoad(found.source, indices(found))
+
+    def store(found):
+        return tirx.BufferStore(found.buffer, found.value, indices(found))
+
+    mapped = tvm_ffi.structural_map(function, [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store)])
+    return mapped, count
+
+
+def _without_barrier(function, wanted: int):
+    count = 0
+
+    def statement(found):
+        nonlocal count
+        if "tvm_storage_sync" not in str(found.value):
+            return found
+        count += 1
+        return tirx.Evaluate(tirx.IntImm("int32", 0)) if count - 1 == wanted else found
+
+    return tvm_ffi.structural_map(function, [(tirx.Evaluate, statement)]), count
+
+
+def test_every_shifted_index_is_seen(lowered):
+    """1 added to every index of every access, one at a time: most are shown to be outside by an example."""
+    shown = unproved = unseen = 0
+    for function in lowered[0].values():
+        for wanted in range(_shifted(function, -1)[1]):
+            found = checks.check_bounds(_shifted(function, wanted)[0])
+            shown += bool(found.faults)
+            unproved += bool(found.open) and not found.faults
+            unseen += not found.open and not found.faults
+    assert (unproved, unseen) == (0, 0)
+    assert shown > 100
+
+
+def test_every_barrier_that_matters_is_missed_when_it_is_gone(lowered):
+    """Two of softmax's order nothing but what one thread writes and reads itself; the emulation says so as well."""
+    seen, unseen = [], []
+    for name, function in lowered[1].items():
+        for wanted in range(_without_barrier(function, -1)[1]):
+            found = checks.check_races(_without_barrier(function, wanted)[0])
+            (seen if found.faults else unseen).append(name)
+    assert unseen == ["softmax", "softmax"]
+    assert len(seen) >= 8
+
+
+def test_a_wrong_schedule_is_an_error_that_names_kernel_nodes_and_example(monkeypatch):
+    from graphopt.base import Context
+    from graphopt.targets.cuda import Cuda
+
+    def wrong(functions, target):
+        loops, synchronised = lower(functions, target)
+        return {name: _shifted(function, 0)[0] for name, function in loops.items()}, synchronised
+
+    lower = checks.lowered
+    monkeypatch.setattr(checks, "lowered", wrong)
+    model = from_text('<ir_version: 10, opset_import: ["": 18]> g (float[N, 5] x) => (float[N, 5] y) { y = Relu(x) }')
+    with pytest.raises(
+        LoweringError, match=r"relu \(of .*\) (reads|writes) .* outside of its .* at .*blockIdx.* = \d+"
+    ):
+        Cuda(compiler="source").build(model, Context())
+
+
+def test_limits_of_a_launch_are_those_of_the_architecture():
+    @T.prim_func(s_tir=True)
+    def large(x: T.Buffer((4096,), "float32")):
+        block = T.launch_thread("blockIdx.y", 70000)
+        thread = T.launch_thread("threadIdx.x", 2048)
+        shared = T.alloc_shared((16384,), "float32")
+        shared[thread] = x[thread]
+        x[thread] = shared[thread] + T.Cast("float32", block)
+
+    found = checks.check_limits(large, "sm_80")
+    assert any("70000 along blockIdx.y" in fault for fault in found)
+    assert any("2048 threads a block" in fault for fault in found)
+    assert any("65536 bytes of static shared memory" in fault for fault in found)
+    assert (most_shared("sm_75"), most_shared("sm_80"), most_shared("sm_90")) == (64 << 10, 163 << 10, 227 << 10)
+
+
+def test_races_and_barriers_in_branches():
+    @T.prim_func(s_tir=True)
+    def neighbours(x: T.Buffer((64,), "float32")):
+        thread = T.launch_thread("threadIdx.x", 64)
+        shared = T.alloc_shared((64,), "float32")
+        for k in range(9):
+            shared[thread] = x[thread]
+            T.evaluate(T.tvm_storage_sync("shared"))
+            x[thread] = shared[63 - thread] + T.Cast("float32", k)
+
+    @T.prim_func(s_tir=True)
+    def branch(x: T.Buffer((64,), "float32")):
+        thread = T.launch_thread("threadIdx.x", 64)
+        if thread < 7:
+            T.evaluate(T.tvm_storage_sync("shared"))
+        x[thread] = T.float32(0)
+
+    (fault,) = checks.check_races(neighbours).faults
+    assert "of shared shared with no barrier between" in fault, "the next round writes what this one still reads"
+    (fault,) = checks.check_races(branch).faults
+    assert "a barrier that only threads with" in fault
+
+
+@given(st.integers(-50, 50), st.integers(1, 9), st.integers(-9, -1))
+def test_expressions_are_evaluated_as_tvm_does(a, b, c):
+    def terms(x, y, z):
+        yield tirx.floordiv(x, y) + tirx.floormod(x, y) * z
+        yield tirx.truncdiv(x, z) - tirx.truncmod(x, y)
+        yield tirx.min(x, tirx.max(y, z)) * tirx.IntImm("int64", 3)
+        yield tirx.Select(tirx.all(x > y, tirx.Not(y == z)), x, z)
+
+    variables = [tirx.Var(name, "int64") for name in "xyz"]
+    values = dict(zip(variables, ([a], [b], [c]), strict=True))
+    arrays = {variable: np.array(value) for variable, value in values.items()}
+    constants = terms(*(tirx.IntImm("int64", value) for value in (a, b, c)))
+    for term, constant in zip(terms(*variables), constants, strict=True):
+        assert int(np.ravel(evaluate(term, arrays))[0]) == int(tvm.sym.Analyzer().simplify(constant))
+    with pytest.raises(Unknown):
+        evaluate(tirx.Var("w", "int64") + 1, arrays)

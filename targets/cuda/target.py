@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,9 +12,10 @@ from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Program, Target
 from graphopt.targets.cuda.arch import as_tuple, check_archs, devices, known_archs, tvm_target
-from graphopt.targets.cuda.compiler import Binary, compile_source, routes
+from graphopt.targets.cuda.compiler import Binary, routes
 from graphopt.targets.cuda.fatbin import fatbin
 from graphopt.targets.cuda.report import report, works
+from graphopt.targets.cuda.spills import compile_without_spills
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,7 +62,7 @@ class Cuda(Target):
         source = cuda_source(executable)
         route = None if self.compiler == "best" else self.compiler
         with ThreadPoolExecutor() as pool:  # each arch is a process of the compiler's, or a call that lets others run
-            made = pool.map(lambda arch: compile_source(source, arch, route), archs)
+            made = pool.map(functools.partial(compile_without_spills, source, route=route), archs)
             binaries = dict(zip(archs, made, strict=True))
         cubins = {arch: binary.cubin for arch, binary in binaries.items() if binary.cubin is not None}
         return Program(

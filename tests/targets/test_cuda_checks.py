@@ -116,8 +116,25 @@ def test_every_shifted_index_is_seen(lowered):
             shown += bool(found.faults)
             unproved += bool(found.open) and not found.faults
             unseen += not found.open and not found.faults
-    assert (unproved, unseen) == (0, 0)
+    assert unseen == 0
     assert shown > 100
+    assert unproved < 20
+
+
+def test_what_is_outside_at_some_sizes_only_is_no_error_but_told():
+    """A table of 16 positions for an open number of words: larger ones are the model's own fault."""
+    text = """<ir_version: 10, opset_import: ["": 18]>
+    g (float[S] x, float[16] table, int64[1] zero, int64[1] one) => (float[S] y) {
+        shape = Shape(x)
+        part = Slice(table, zero, shape)
+        y = Add(x, part)
+    }"""
+    constants = {"zero": np.array([0], np.int64), "one": np.array([1], np.int64)}
+    loops, _ = _lowered(from_text(text, table=_normal(16), **constants))
+    found = [checks.check_bounds(function) for function in loops.values()]
+    assert [one.faults for one in found if one.faults] == []
+    (told,) = [text for one in found for text in one.open]
+    assert "outside of its 16 elements at S = " in told
 
 
 def test_every_barrier_that_matters_is_missed_when_it_is_gone(lowered):
@@ -203,3 +220,26 @@ def test_expressions_are_evaluated_as_tvm_does(a, b, c):
         assert int(np.ravel(evaluate(term, arrays))[0]) == int(tvm.sym.Analyzer().simplify(constant))
     with pytest.raises(Unknown):
         evaluate(tirx.Var("w", "int64") + 1, arrays)
+
+
+def test_kernels_that_spill_get_room_and_others_stay(monkeypatch):
+    from graphopt.targets.cuda import spills
+    from graphopt.targets.cuda.compiler import Binary
+
+    def compiled(source, arch, route=None):
+        seen.append(source)
+        stores = 0 if "(128, 1)" in source else 8
+        log = "".join(
+            f"ptxas info : Compiling entry function '{name}' for '{arch}'\n"
+            f"    8 bytes stack frame, {count} bytes spill stores, {count} bytes spill loads\n"
+            for name, count in (("a_kernel", stores), ("ba_kernel", 0))
+        )
+        return Binary("nvcc", "nvcc", b"", log)
+
+    seen = []
+    monkeypatch.setattr(spills, "compile_source", compiled)
+    source = "__launch_bounds__(128) a_kernel(float* x) {} __launch_bounds__(128) ba_kernel(float* x) {}"
+    assert spills.spills(spills.compile_without_spills(source, "sm_90")) == {}
+    assert seen == [source, source.replace("(128) a_", "(128, 1) a_")]
+    assert spills.compile_without_spills(source.replace("(128)", "(128, 1)"), "sm_90")
+    assert len(seen) == 3

@@ -2,13 +2,16 @@
 
 An index i of a dimension of d elements is proved by TVM's analyzer (its bounds and rewriting, then Z3) and `prove` to
 be ``0 <= i < d`` wherever the conditions around it hold, all open dimensions being at least 1. What they can't prove is
-tried at thousands of points, the corners of loops and threads above all: one outside is a fault.
+tried at thousands of points, the corners of loops and threads above all: one outside is a fault, if there is one at
+each combination of sizes that was tried. A model may allow fewer sizes than its types say (as no more words than it
+has positions), so what is outside at some sizes only stays open.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Generator
 from typing import Any
 
@@ -16,11 +19,13 @@ import numpy as np
 from tvm.ir import Range
 from tvm.sym import Analyzer, ConstIntBound
 
-from graphopt.targets.cuda.checks.events import Access, Event, Let, Loop, events, open_dimensions
+from graphopt.targets.cuda.checks.events import Access, Event, Let, Loop, events, open_dimensions, open_sizes
 from graphopt.targets.cuda.checks.numbers import Unknown, evaluate
 from graphopt.targets.cuda.checks.prove import within
 
-POINTS = 4096
+GROUPS, EACH = 16, 512
+POINTS = GROUPS * EACH
+"""Combinations of sizes, and points tried at each."""
 _SIZES = np.array([1, 2, 3, 5, 7, 8, 16, 17, 31, 33, 64, 100])
 _MOST = 1 << 31
 
@@ -29,7 +34,7 @@ _MOST = 1 << 31
 class Bounds:
     """Counts of accesses by verdict; `by_data` have an index or a condition that is read from memory.
 
-    `faults`: a sentence for each that an example shows to be outside. `open`: neither proved nor refuted.
+    `faults`: a sentence for each that examples show to be outside. `open`: neither proved nor refuted.
     """
 
     proved: int = 0
@@ -44,13 +49,20 @@ def check_bounds(function: Any) -> Bounds:
     sizes = open_dimensions(function)
     for variable in sizes:
         analyzer.update(variable, ConstIntBound(1, _MOST))
-    _check(events(function), analyzer, [_Size(variable) for variable in sizes], found, set())
+    positive = tuple(size >= 1 for size in open_sizes(function))
+    with _where(analyzer, positive):
+        _check(events(function), analyzer, [*map(_Size, sizes), *map(_Given, positive)], found, set())
     return found
 
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
     variable: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    condition: Any
 
 
 def _check(body: list[Event], analyzer: Any, scope: list[Any], found: Bounds, seen: set[str]) -> None:
@@ -76,7 +88,8 @@ def _range(loop: Loop) -> Any:
 def _judge(access: Access, analyzer: Any, scope: list[Any], found: Bounds) -> None:
     limits = _limits(access)
     ranges = [one.variable < one.start + one.extent for one in scope if isinstance(one, Loop)]
-    known = [*access.conditions, *ranges]
+    given = [one.condition for one in scope if isinstance(one, _Given)]
+    known = [*given, *access.conditions, *ranges]
     with _where(analyzer, access.conditions):
         if all(within(analyzer, index, size, known) for index, size in limits):
             found.proved += 1
@@ -87,10 +100,10 @@ def _judge(access: Access, analyzer: Any, scope: list[Any], found: Bounds) -> No
         found.by_data += 1
         return
     text = f"{'writes' if access.writes else 'reads'} {access.buffer.name}[{', '.join(map(str, access.indices))}]"
-    if example is None:
-        found.open.append(text)
-    else:
-        found.faults.append(f"{text} outside of its {[str(size) for _, size in limits]} elements at {example}")
+    if example is not None:
+        text += f" outside of its {', '.join(str(size) for _, size in limits)} elements at {example[0]}"
+    text = re.sub(r"T\.int(?:32|64)\((-?\d+)\)", r"\1", text)
+    (found.faults if example is not None and example[1] else found.open).append(text)
 
 
 def _limits(access: Access) -> list[tuple[Any, Any]]:
@@ -111,8 +124,10 @@ def _where(analyzer: Any, conditions: tuple[Any, ...]) -> Generator[None, None, 
         yield
 
 
-def _example(access: Access, limits: list[tuple[Any, Any]], scope: list[Any]) -> str | None:
-    """Values of the variables at which the access is done and is outside; None where none of the points is one.
+def _example(access: Access, limits: list[tuple[Any, Any]], scope: list[Any]) -> tuple[str, bool] | None:
+    """Values of the variables at which the access is done and outside, and whether there are some at all sizes tried.
+
+    None where none of the points is outside.
 
     Raises:
         Unknown: they depend on what is in memory.
@@ -121,7 +136,9 @@ def _example(access: Access, limits: list[tuple[Any, Any]], scope: list[Any]) ->
     done = np.ones(POINTS, bool)
     for one in scope:
         if isinstance(one, _Size):
-            values[one.variable] = rng.choice(_SIZES, POINTS)
+            values[one.variable] = np.repeat(rng.choice(_SIZES, GROUPS), EACH)
+        elif isinstance(one, _Given):
+            done &= evaluate(one.condition, values).astype(bool)
         elif isinstance(one, Let):
             with contextlib.suppress(Unknown):
                 values[one.variable] = evaluate(one.value, values)
@@ -141,4 +158,6 @@ def _example(access: Access, limits: list[tuple[Any, Any]], scope: list[Any]) ->
     points = np.flatnonzero(done & outside)
     if not points.size:
         return None
-    return ", ".join(f"{v} = {int(np.broadcast_to(a, POINTS)[points[0]])}" for v, a in values.items())
+    tried, wrong = (array.reshape(GROUPS, EACH).any(1) for array in (np.broadcast_to(done, POINTS), done & outside))
+    text = ", ".join(f"{v} = {int(np.broadcast_to(a, POINTS)[points[0]])}" for v, a in values.items())
+    return text, bool((wrong == tried).all())

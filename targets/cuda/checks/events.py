@@ -72,6 +72,12 @@ def open_dimensions(function: Any) -> list[Any]:
     return list({part.name: part for part in parts if isinstance(part, tirx.Var)}.values())
 
 
+def open_sizes(function: Any) -> list[Any]:
+    """The sizes of a PrimFunc's parameters that are computed from its open dimensions; no tensor has less than 1."""
+    sizes = [size for one in function.params for size in getattr(one, "shape", ())]
+    return [size for size in sizes if not isinstance(size, tirx.IntImm | tirx.Var)]
+
+
 def _statement(statement: Any, conditions: tuple[Any, ...], found: list[Event], views: dict[Any, Any]) -> None:
     if isinstance(statement, tirx.SeqStmt):
         for one in statement.seq:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.targets.cuda.arch import WARP
-from graphopt.targets.cuda.checks.events import Access, Barrier, Event, Let, Loop, events, open_dimensions
+from graphopt.targets.cuda.checks.events import Access, Barrier, Event, Let, Loop, events, open_dimensions, open_sizes
 from graphopt.targets.cuda.checks.numbers import Array, Unknown, evaluate
 
 _INNER = 1 << 14
@@ -47,8 +47,10 @@ def check_races(function: Any) -> Races:
     found, body = Races(), events(function)
     sizes = open_dimensions(function)
     for size in _SIZES if sizes else (1,):
-        for corner in (0, -1):
-            _kernels(body, {variable: np.asarray(size) for variable in sizes}, corner, found)
+        values = {variable: np.asarray(size) for variable in sizes}
+        if all(evaluate(one, values) >= 1 for one in open_sizes(function)):
+            for corner in (0, -1):
+                _kernels(body, dict(values), corner, found)
     found.faults = list(dict.fromkeys(found.faults))
     return found
 

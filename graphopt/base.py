@@ -203,9 +203,13 @@ class Program:
 
 
 class Target(abc.ABC):
-    """A machine to compile for: a frozen dataclass whose fields are its options."""
+    """A machine to compile for: a frozen dataclass whose fields are its options.
+
+    `falls_back`: whether nodes that it can't lower may run on onnxruntime beside it.
+    """
 
     name: ClassVar[str]
+    falls_back: ClassVar[bool] = True
 
     @abc.abstractmethod
     def build(self, model: ir.Model, context: Context) -> Program:

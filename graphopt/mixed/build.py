@@ -28,6 +28,8 @@ ROUNDS = 24
 
 def build_one(target: Target, model: ir.Model, context: Context, fallback: bool) -> Program:
     """What `target` makes of `model` as it is; see `graphopt.mixed.build`."""
+    if not target.falls_back:
+        return _alone(target, model, context)
     if not fallback:
         return _lower_or_name(target, model, context)
     with contextlib.suppress(LoweringError):
@@ -39,6 +41,17 @@ def build_one(target: Target, model: ir.Model, context: Context, fallback: bool)
         if program is not None:
             return program
     return _must(_attempt(target, whole, context, {**_all(whole, "it can't be lowered with the rest"), **blamed}))
+
+
+def _alone(target: Target, model: ir.Model, context: Context) -> Program:
+    """As `_lower_or_name`, of a target beside which onnxruntime can't run."""
+    try:
+        return _lower_or_name(target, model, context)
+    except LoweringError as error:
+        said = (
+            f"{str(error).rstrip('.')}. The {target.name} export has no fallback to onnxruntime: all nodes must lower."
+        )
+        raise LoweringError(said, error.nodes) from error
 
 
 def _lower_or_name(target: Target, model: ir.Model, context: Context) -> Program:

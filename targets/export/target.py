@@ -28,6 +28,7 @@ LABEL = "source-level export: written by TVM, neither run nor checked by graphop
 class Export(Target):
     """A language of GPU kernels that TVM writes."""
 
+    falls_back: ClassVar[bool] = False
     file: ClassVar[str]
     needs: ClassVar[str]
     limits: ClassVar[Mapping[str, Any]]

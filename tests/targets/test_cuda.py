@@ -306,6 +306,7 @@ def test_a_kernel_that_can_not_be_scheduled_is_named(net, monkeypatch):
 
     for rule in ("Matmul", "GEMV", "Reduction", "GeneralReduction", "Fallback"):
         monkeypatch.setattr(dlight.gpu, rule, Fits)
+    monkeypatch.setattr("graphopt.targets.cuda.kernels.ShortSums", Fits)
     with pytest.raises(LoweringError, match=r"can't be scheduled for a GPU: .*\(of .*conv.*\): Fits: not an affine"):
         Cuda().build(net, Context())
 

@@ -48,6 +48,17 @@ def test_an_export_holds_its_language_and_is_refused_to_run(name, saved, tmp_pat
         artifact.load(out)
 
 
+def test_an_export_never_falls_back_to_onnxruntime(tmp_path):
+    """It could not be run beside: what does not lower is an error that says so, whatever --fallback is."""
+    text = """<ir_version: 10, opset_import: ["": 18]>
+    g (float[N] x) => (int64[1, M] y) { y = NonZero(x) }"""
+    path = graph.save(from_text(text), tmp_path / "nonzero.onnx")
+    done = CliRunner().invoke(app, ["compile", str(path), "--target", "opencl", "-o", str(tmp_path / "o.gopt")])
+    assert done.exit_code != 0
+    assert "The opencl export has no fallback to onnxruntime: all nodes must lower." in str(done.exception)
+    assert not (tmp_path / "o.gopt").exists()
+
+
 def test_targets_says_what_each_is():
     told = {d["name"]: d["status"] for d in json.loads(CliRunner().invoke(app, ["targets", "--json"]).stdout)}
     assert {"cuda", "llvm", "npu", "rocm", *WRITTEN} == set(told)

@@ -243,3 +243,15 @@ def test_kernels_that_spill_get_room_and_others_stay(monkeypatch):
     assert seen == [source, source.replace("(128) a_", "(128, 1) a_")]
     assert spills.compile_without_spills(source.replace("(128)", "(128, 1)"), "sm_90")
     assert len(seen) == 3
+
+
+def test_sizes_that_are_computed_from_floats_are_left_out_not_refused():
+    """A Resize by a factor that is no integer of an open size."""
+    text = """<ir_version: 10, opset_import: ["": 18]>
+    g (float[N, 2, H, W] x, float[4] scales) => (float[N, 2, P, Q] y) { y = Resize<mode = "nearest">(x, , scales) }"""
+    from graphopt.base import Context
+    from graphopt.targets.cuda import Cuda
+
+    model = from_text(text, scales=np.array([1, 1, 1.5, 1.5], np.float32))
+    account = Cuda(compiler="source").build(model, Context()).report["checks"]
+    assert account["accesses"] > 0

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import LoweringError
-from graphopt.targets.cuda.checks.bounds import check_bounds
+from graphopt.targets.cuda.checks.bounds import Bounds, check_bounds
 from graphopt.targets.cuda.checks.limits import check_limits
 from graphopt.targets.cuda.checks.lowered import lowered
-from graphopt.targets.cuda.checks.races import check_races
+from graphopt.targets.cuda.checks.races import Races, check_races
 
 if TYPE_CHECKING:
     import tvm
@@ -34,8 +34,8 @@ def check(
             nodes, and what was found.
     """
     loops, synchronised = lowered(functions, target)
-    bounds = {name: check_bounds(function) for name, function in loops.items()}
-    races = {name: check_races(function) for name, function in synchronised.items()}
+    bounds = {name: _bounds(function) for name, function in loops.items()}
+    races = {name: _races(function) for name, function in synchronised.items()}
     wrong: list[str] = []
     for name, function in synchronised.items():
         faults = [*bounds[name].faults, *races[name].faults, *check_limits(function, arch)]
@@ -57,3 +57,21 @@ def check(
         "intervals": sum(one.intervals for one in races.values()),
         "unknown": sum(one.unknown for one in races.values()),
     }
+
+
+_ANALYSIS = (TypeError, ValueError, RuntimeError, AttributeError)
+"""What TVM's analysis raises for expressions it can't do: proves nothing, and is no reason not to compile."""
+
+
+def _bounds(function: Any) -> Bounds:
+    try:
+        return check_bounds(function)
+    except _ANALYSIS as error:
+        return Bounds(open=[f"not analysed: {' '.join(str(error).split())[:120]}"])
+
+
+def _races(function: Any) -> Races:
+    try:
+        return check_races(function)
+    except _ANALYSIS:
+        return Races(unknown=1)

@@ -48,9 +48,12 @@ def check_races(function: Any) -> Races:
     sizes = open_dimensions(function)
     for size in _SIZES if sizes else (1,):
         values = {variable: np.asarray(size) for variable in sizes}
-        if all(evaluate(one, values) >= 1 for one in open_sizes(function)):
-            for corner in (0, -1):
-                _kernels(body, dict(values), corner, found)
+        try:
+            if all(evaluate(one, values) >= 1 for one in open_sizes(function)):
+                for corner in (0, -1):
+                    _kernels(body, dict(values), corner, found)
+        except Unknown:  # how many blocks, threads or rounds there are
+            found.unknown += 1
     found.faults = list(dict.fromkeys(found.faults))
     return found
 

@@ -53,8 +53,9 @@ def _shared(function: Any, arch: str) -> list[str]:
 
     def allocation(found: Any) -> None:
         scope = str(found.buffer.scope())
-        if scope in bytes_of:
-            elements = math.prod(int(size) for size in found.buffer.shape)
+        sizes = [size for size in found.buffer.shape if isinstance(size, tirx.IntImm)]
+        if scope in bytes_of and len(sizes) == len(found.buffer.shape):
+            elements = math.prod(map(int, sizes))
             bytes_of[scope] += elements * tvm.DataType(str(found.buffer.dtype)).itemsize
 
     tvm_ffi.structural_walk(function.body, (tirx.stmt.AllocBuffer, allocation))

@@ -431,7 +431,7 @@ result = load({str(saved)!r}).run({{"x": np.ones((3, 3, 9, 9), np.float32)}})
 print("shapes", [value.shape for value in result.values()], flush=True)
 import tvm
 """
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "TVM_NUM_THREADS": "1"}  # no pool to hang in at exit
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment, check=False
     )

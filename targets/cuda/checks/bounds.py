@@ -110,6 +110,9 @@ def _limits(access: Access) -> list[tuple[Any, Any]]:
     shape = list(access.buffer.shape)
     if len(shape) == len(access.indices):
         return list(zip(access.indices, shape, strict=True))
+    strides = list(access.buffer.strides)
+    if strides:  # rows longer than what is in them, against bank conflicts
+        return [(access.indices[0], shape[0] * strides[0])]
     total: Any = 1
     for size in shape:
         total = total * size

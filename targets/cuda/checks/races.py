@@ -174,6 +174,9 @@ class _Block:
     def touch(self, access: Access, values: dict[Any, Array], loops: list[Loop]) -> None:
         if not str(access.memory.scope()).startswith("shared"):
             return
+        if access.by_warp:  # rows of a matrix, which by pointer look like all that lies between them
+            self.found.unknown += 1
+            return
         try:
             spread, threads = self.spread(access, values, loops)
             done = np.ones(threads.shape, bool)

@@ -17,15 +17,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from graphopt import later
-
 if TYPE_CHECKING:
     from graphopt.api import compile, export, fine_tune, optimize
     from graphopt.artifact import Executable, load
     from graphopt.base import EXACT, LOSSY, Context, Pass, Preserves, Program, Report, Target, tolerance
     from graphopt.errors import GraphoptError
-
-later.postpone()
 
 __version__ = "0.1.0"
 

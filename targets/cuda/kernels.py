@@ -108,7 +108,9 @@ def _nodes(origins: Mapping[str, Origin], name: str) -> tuple[str, ...]:
 
 
 def _convolves(function: tirx.PrimFunc) -> bool:
-    """Grouped convolutions sum over few taps and channels: a thread does that alone, several would only wait."""
+    """Convolutions that no product's schedule takes: grouped ones sum over few taps and channels, which a thread does
+    alone while several would only wait; of a transposed one GeneralReduction keeps whole sums of open size to a thread.
+    """
     names: list[str] = []
 
     def block(found: Any) -> None:
@@ -116,7 +118,7 @@ def _convolves(function: tirx.PrimFunc) -> bool:
 
     body: Any = function
     tvm_ffi.structural_walk(body.body, (SBlock, block))
-    return any("conv" in name for name in names)
+    return any("conv" in name or "dilate" in name for name in names)
 
 
 def _is_scheduled(function: tirx.PrimFunc) -> bool:

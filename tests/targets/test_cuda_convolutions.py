@@ -111,3 +111,22 @@ def test_a_pipeline_without_its_waits_or_barriers_is_caught(half, program, tmp_p
 
     with pytest.raises(EmulationError, match=r"byte \d+ of shared"):
         emulate(written(half, program, tmp_path), feeds(1), edit=edit)
+
+
+@needs_linux
+def test_a_transposed_convolution_of_open_image_size_is_summed_thread_by_thread():
+    """Of a size that Resize computes: GeneralReduction gave each thread all sums, which TVM can't write in CUDA C."""
+    text = """<ir_version: 10, opset_import: ["": 18]>
+    g (float[N,3,H,W] x, float[24,3,3,3] v, float[4] scales, float[24,1,2,2] w, float[1] b) => (float[N,1,P,Q] y) {
+        c = Conv <pads = [1,1,1,1], strides = [2,2]> (x, v)
+        r = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric"> (c, , scales)
+        t = ConvTranspose <strides = [2,2]> (r, w, b)
+        y = Sigmoid (t)
+    }"""
+    rng = np.random.default_rng(0)
+    shapes = {"v": (24, 3, 3, 3), "w": (24, 1, 2, 2), "b": (1,)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["scales"] = np.array([1, 1, 2, 2], np.float32)
+    model = graph.normalise(from_text(text, **weights))
+    x = {"x": rng.normal(size=(2, 3, 5, 9)).astype(np.float32)}
+    np.testing.assert_allclose(emulate(model, x)["y"], oracle.run(model, x)["y"], atol=1e-5)

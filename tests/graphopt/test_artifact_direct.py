@@ -175,3 +175,16 @@ def test_a_weight_that_is_read_as_another_shape_goes_the_long_way():
     model = from_text(HEADER + text, **arrays)
     got = graphopt.compile(model, "llvm{threads=1}", "", verify=False).run(feeds)["y"]
     np.testing.assert_allclose(got, oracle.run(model, feeds)["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [{"N": 2}, None])
+def test_results_of_a_call_are_the_callers_own(dims):
+    """The places that the function writes to are kept: the next call must not change what the last one gave."""
+    program = chain(dims)
+    assert (program.manifest.direct is None) == (dims is None)
+    first = program.run(feeds_of(2))["y"]
+    before = first.copy()
+    second = program.run({name: 3 * array for name, array in feeds_of(2).items()})["y"]
+    assert not np.shares_memory(first, second)
+    assert not np.array_equal(before, second)
+    np.testing.assert_array_equal(first, before)

@@ -6,7 +6,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import tvm
-import tvm_ffi
 from hypothesis import given
 from hypothesis import strategies as st
 from tvm import tirx
@@ -18,6 +17,7 @@ from graphopt.targets.cuda.arch import tvm_target
 from graphopt.targets.cuda.checks.limits import most_shared
 from graphopt.targets.cuda.checks.numbers import Unknown, evaluate
 from graphopt.testing import from_text
+from graphopt.testing.cuda_mutants import Mutant, mutants, seen
 
 
 def _normal(*shape: int) -> np.ndarray:
@@ -71,54 +71,18 @@ def test_every_access_is_within_its_buffer_for_all_sizes_and_no_barrier_is_missi
     assert [fault for f in synchronised.values() for fault in checks.check_limits(f, "sm_80")] == []
 
 
-def _shifted(function, wanted: int):
-    """`function` with 1 added to its index number `wanted`, counted over all accesses; and how many there are."""
-    count = 0
-
-    def indices(found):
-        nonlocal count
-        made = list(found.indices)
-        for axis, index in enumerate(made):
-            if count == wanted:
-                made[axis] = index + tirx.IntImm(str(index.ty.dtype), 1)
-            count += 1
-        return made
-
-    def load(found):
-        return tirx.BufferLoad(found.source, indices(found))
-
-    def store(found):
-        return tirx.BufferStore(found.buffer, found.value, indices(found))
-
-    mapped = tvm_ffi.structural_map(function, [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store)])
-    return mapped, count
-
-
-def _without_barrier(function, wanted: int):
-    count = 0
-
-    def statement(found):
-        nonlocal count
-        if "tvm_storage_sync" not in str(found.value):
-            return found
-        count += 1
-        return tirx.Evaluate(tirx.IntImm("int32", 0)) if count - 1 == wanted else found
-
-    return tvm_ffi.structural_map(function, [(tirx.Evaluate, statement)]), count
+def _found(lowered, *kinds: str) -> list[tuple[str, Mutant, str]]:
+    loops, synchronised = lowered
+    made = ((name, mutant) for name in loops for mutant in mutants(loops[name], synchronised[name], kinds))
+    return [(name, mutant, seen(mutant)) for name, mutant in made]
 
 
 def test_every_shifted_index_is_seen(lowered):
     """1 added to every index of every access, one at a time: most are shown to be outside by an example."""
-    shown = unproved = unseen = 0
-    for function in lowered[0].values():
-        for wanted in range(_shifted(function, -1)[1]):
-            found = checks.check_bounds(_shifted(function, wanted)[0])
-            shown += bool(found.faults)
-            unproved += bool(found.open) and not found.faults
-            unseen += not found.open and not found.faults
-    assert unseen == 0
-    assert shown > 100
-    assert unproved < 20
+    found = [said for _, _, said in _found(lowered, "index")]
+    assert all(found)
+    assert len(found) > 100
+    assert sum("outside" not in said for said in found) < 24
 
 
 def test_what_is_outside_at_some_sizes_only_is_no_error_but_told():
@@ -139,13 +103,9 @@ def test_what_is_outside_at_some_sizes_only_is_no_error_but_told():
 
 def test_every_barrier_that_matters_is_missed_when_it_is_gone(lowered):
     """Two of softmax's order nothing but what one thread writes and reads itself; the emulation says so as well."""
-    seen, unseen = [], []
-    for name, function in lowered[1].items():
-        for wanted in range(_without_barrier(function, -1)[1]):
-            found = checks.check_races(_without_barrier(function, wanted)[0])
-            (seen if found.faults else unseen).append(name)
-    assert unseen == ["softmax", "softmax"]
-    assert len(seen) >= 8
+    found = _found(lowered, "barrier")
+    assert [name for name, _, said in found if not said] == ["softmax", "softmax"]
+    assert len(found) >= 10
 
 
 def test_a_wrong_schedule_is_an_error_that_names_kernel_nodes_and_example(monkeypatch):
@@ -154,7 +114,7 @@ def test_a_wrong_schedule_is_an_error_that_names_kernel_nodes_and_example(monkey
 
     def wrong(functions, target):
         loops, synchronised = lower(functions, target)
-        return {name: _shifted(function, 0)[0] for name, function in loops.items()}, synchronised
+        return {name: next(mutants(loops[name], synchronised[name])).loops for name in loops}, synchronised
 
     lower = checks.lowered
     monkeypatch.setattr(checks, "lowered", wrong)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Generator
 from typing import Any
@@ -110,13 +111,12 @@ def _limits(access: Access) -> list[tuple[Any, Any]]:
     shape = list(access.buffer.shape)
     if len(shape) == len(access.indices):
         return list(zip(access.indices, shape, strict=True))
-    strides = list(access.buffer.strides)
-    if strides:  # rows longer than what is in them, against bank conflicts
-        return [(access.indices[0], shape[0] * strides[0])]
-    total: Any = 1
-    for size in shape:
-        total = total * size
-    return [(access.indices[0], total)]
+    (first,), strides = access.indices, list(access.buffer.strides)
+    total = shape[0] * strides[0] if strides else math.prod(shape)  # rows may be longer, against bank conflicts
+    if access.fragment is None:
+        return [(first, total)]
+    last = first + access.fragment.stride * (access.fragment.rows - 1) + (access.fragment.columns - 1)
+    return [(first, total), (last, total)]
 
 
 @contextlib.contextmanager

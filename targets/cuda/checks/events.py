@@ -1,4 +1,4 @@
-"""What a lowered kernel does to memory, in its order: accesses, barriers, and the loops around them."""
+"""What a lowered kernel does to memory, in its order: accesses, barriers, asynchronous copies, loops around them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ from tvm.tirx import expr as tir
 
 from graphopt.targets.cuda.checks.numbers import choice, is_a, operation
 
-Event = Any  # Access | Barrier | Loop | Let
+Event = Any  # Access | Barrier | Commit | Wait | Loop | Let
 _BARRIER, _POINTER = "tvm_storage_sync", "tvm_access_ptr"
-_OF_WARPS = ("tvm_load_matrix_sync", "tvm_store_matrix_sync")
+_LOAD, _STORE = "tvm_load_matrix_sync", "tvm_store_matrix_sync"
+_COPY, _COMMIT, _WAIT = "async_scope", "async_commit_queue_scope", "async_wait_inflight_count"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragment:
+    """A matrix in memory: `rows` of `columns` neighbours, `stride` elements from one row to the next."""
+
+    rows: int
+    columns: int
+    stride: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +31,8 @@ class Access:
     """A read or a write at `indices` of `buffer`, where all `conditions` hold.
 
     `memory`: the buffer that was allocated, of which `buffer` may be another view. `extent`: elements from there on,
-    for access by pointer. `by_warp`: the threads of a warp do it together.
+    for access by pointer. `fragment`: what the threads of a warp move together, each some of it. `asynchronous`: a copy
+    that is issued here, and may be done at any time until it is waited for.
     """
 
     buffer: Any
@@ -30,13 +41,29 @@ class Access:
     writes: bool
     conditions: tuple[Any, ...]
     extent: Any = 1
-    by_warp: bool = False
+    fragment: Fragment | None = None
+    asynchronous: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Barrier:
     """A barrier of the block, reached where all `conditions` hold."""
 
+    conditions: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Commit:
+    """A thread's copies since the last one are a group."""
+
+    conditions: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wait:
+    """A thread waits for its groups of copies but for the `pending` latest ones."""
+
+    pending: Any
     conditions: tuple[Any, ...]
 
 
@@ -121,13 +148,33 @@ def _loop(loop: Any, conditions: tuple[Any, ...], found: list[Event], views: dic
 
 
 def _attribute(attribute: Any, conditions: tuple[Any, ...], found: list[Event], views: dict[Any, Any]) -> None:
-    if attribute.attr_key not in ("thread_extent", "virtual_thread"):
-        _statement(attribute.body, conditions, found, views)
-        return
-    body: list[Event] = []
+    key = str(attribute.attr_key)
+    if key == _WAIT:
+        found.append(Wait(attribute.value, conditions))
+    body = found if key not in ("thread_extent", "virtual_thread") else list[Event]()
+    before = len(body)
     _statement(attribute.body, conditions, body, views)
-    tag = str(attribute.node.thread_tag)
-    found.append(Loop(attribute.node.var, 0, attribute.value, "" if tag.startswith("vthread") else tag, body))
+    if key == _COPY:
+        body[before:] = [_asynchronous(event) for event in body[before:]]
+    elif key == _COMMIT:
+        found.append(Commit(conditions))
+    elif body is not found:
+        tag = str(attribute.node.thread_tag)
+        found.append(Loop(attribute.node.var, 0, attribute.value, "" if tag.startswith("vthread") else tag, body))
+
+
+def _asynchronous(event: Event) -> Event:
+    """Its writes to shared memory as copies that are issued."""
+    if isinstance(event, Loop):
+        return dataclasses.replace(event, body=[_asynchronous(one) for one in event.body])
+    if isinstance(event, Access) and event.writes and is_shared(event.memory):
+        return dataclasses.replace(event, asynchronous=True)
+    return event
+
+
+def is_shared(buffer: Any) -> bool:
+    """Whether the threads of a block have it in common."""
+    return str(buffer.scope()).startswith("shared")
 
 
 def _evaluated(value: Any, conditions: tuple[Any, ...], found: list[Event], views: dict[Any, Any]) -> None:
@@ -138,9 +185,7 @@ def _evaluated(value: Any, conditions: tuple[Any, ...], found: list[Event], view
     _expression(value, conditions, found, views)
 
 
-def _expression(
-    value: Any, conditions: tuple[Any, ...], found: list[Event], views: dict[Any, Any], by_warp: bool = False
-) -> None:
+def _expression(value: Any, conditions: tuple[Any, ...], found: list[Event], views: dict[Any, Any]) -> None:
     """The reads of an expression; what a choice does not choose is not read."""
     if is_a(value, tvm.ir.TensorLoad):
         for index in value.indices:
@@ -160,20 +205,38 @@ def _expression(
         return
     name = operation(value)
     if name == _POINTER:
-        _pointer(value, conditions, found, views, by_warp)
-        return
-    for part in _parts(value):
-        _expression(part, conditions, found, views, by_warp or name in _OF_WARPS)
+        _pointer(value, conditions, found, views)
+    elif name in (_LOAD, _STORE):
+        _pointer(value.args[5], conditions, found, views, _fragment(value))
+    else:
+        for part in _parts(value):
+            _expression(part, conditions, found, views)
 
 
-def _pointer(value: Any, conditions: tuple[Any, ...], found: list[Event], views: dict[Any, Any], by_warp: bool) -> None:
+def _fragment(call: Any) -> Fragment:
+    """``tvm_load_matrix_sync(fragment, m, n, k, which, pointer, stride, layout)``; of ``tvm_store_matrix_sync`` too."""
+    m, n, k = (int(size) for size in call.args[1:4])
+    kind = str(_pointed(call.args[0]).scope()).rpartition(".")[2]
+    rows, columns = {"matrix_a": (m, k), "matrix_b": (k, n)}.get(kind, (m, n))
+    if "col" in str(call.args[7].value):
+        rows, columns = columns, rows
+    return Fragment(rows, columns, call.args[6])
+
+
+def _pointer(
+    value: Any,
+    conditions: tuple[Any, ...],
+    found: list[Event],
+    views: dict[Any, Any],
+    fragment: Fragment | None = None,
+) -> None:
     """``tvm_access_ptr(type, data, offset, extent, mask)``: mask 1 reads, 2 writes."""
     _, data, offset, extent, mask = value.args
     buffer = _pointed(data)
     for writes in (False, True):
         if int(mask) & (2 if writes else 1):
             memory = views.get(buffer, buffer)
-            found.append(Access(buffer, memory, (offset,), writes, conditions, extent, by_warp))
+            found.append(Access(buffer, memory, (offset,), writes, conditions, extent, fragment))
 
 
 def _parts(value: Any) -> list[Any]:

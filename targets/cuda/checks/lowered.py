@@ -35,7 +35,6 @@ _TO_BARRIERS = tvm.transform.Sequential(
         tirx.transform.VectorizeLoop(False),
         s_tir.transform.InjectVirtualThread(),
         s_tir.transform.InjectDoubleBuffer(),
-        tirx.transform.StorageRewrite(),
         tirx.transform.StmtSimplify(),
         tirx.transform.RemoveNoOp(),
         s_tir.transform.ThreadSync("shared"),
@@ -51,6 +50,11 @@ def lowered(functions: Mapping[str, Any], target: tvm.target.Target) -> tuple[di
     module = tvm.IRModule(dict(functions))
     loops = _TO_LOOPS(tirx.transform.BindTarget(target)(module))
     return _functions(loops), _functions(_TO_BARRIERS(loops))
+
+
+def synchronised(function: Any) -> Any:
+    """One PrimFunc of the first stage at the second."""
+    return next(iter(_functions(_TO_BARRIERS(tvm.IRModule({"main": function}))).values()))
 
 
 def _functions(module: tvm.IRModule) -> dict[str, Any]:

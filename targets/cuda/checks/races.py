@@ -1,26 +1,39 @@
-"""Two threads at the same shared memory with no barrier between them, one of them writing.
+"""Two threads at the same shared memory with no barrier between them, one of them writing; copies not waited for.
 
 The kernel's accesses to shared memory are walked through in order, with all threads of a block at once and all values
-of the inner loops; of a loop with barriers inside, its first two and its last two rounds; of sizes and blocks, a few.
-Which elements are touched between two barriers, and by whom, then is a matter of counting; no value is computed.
+of the inner loops; of a loop with barriers inside, its first and its last rounds: two each, or four where it copies
+asynchronously (a pipeline's steps and one more). Of sizes and blocks, a few. Which elements are touched between two
+barriers, and by whom, then is a matter of counting (`shared`); no value is computed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import tvm_ffi
-from tvm import tirx
 
-from graphopt.targets.cuda.arch import WARP
-from graphopt.targets.cuda.checks.events import Access, Barrier, Event, Let, Loop, events, open_dimensions, open_sizes
+from graphopt.targets.cuda.checks.events import (
+    Access,
+    Barrier,
+    Commit,
+    Event,
+    Let,
+    Loop,
+    Wait,
+    events,
+    is_shared,
+    open_dimensions,
+    open_sizes,
+)
 from graphopt.targets.cuda.checks.numbers import Array, Unknown, evaluate
+from graphopt.targets.cuda.checks.places import touched
+from graphopt.targets.cuda.checks.shared import Shared
 
-_INNER = 1 << 14
 _SIZES = (1, 3, 40)
+_ROUNDS, _ROUNDS_OF_COPIES = 2, 4
 
 
 @dataclasses.dataclass
@@ -33,21 +46,8 @@ class Races:
     faults: list[str] = dataclasses.field(default_factory=list[str])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Touch:
-    """Threads `who` at `places` of `memory`, both flat."""
-
-    memory: Any
-    places: Array
-    who: Array
-    writes: bool
-    by_warp: bool
-
-
 def check_races(function: Any) -> Races:
-    """Of a lowered PrimFunc with its barriers; of one that copies asynchronously nothing is said (`unknown`)."""
-    if _is_asynchronous(function):
-        return Races(unknown=1)
+    """Of a lowered PrimFunc with its barriers."""
     found, body = Races(), events(function)
     sizes = open_dimensions(function)
     for size in _SIZES if sizes else (1,):
@@ -60,17 +60,6 @@ def check_races(function: Any) -> Races:
             found.unknown += 1
     found.faults = list(dict.fromkeys(found.faults))
     return found
-
-
-def _is_asynchronous(function: Any) -> bool:
-    """The waits of such copies come with barriers that code generation puts in later."""
-    keys: list[str] = []
-
-    def attribute(found: Any) -> None:
-        keys.append(str(found.attr_key))
-
-    tvm_ffi.structural_walk(function.body, (tirx.AttrStmt, attribute))
-    return any(key.startswith("async_") for key in keys)
 
 
 def _kernels(body: list[Event], values: dict[Any, Array], corner: int, found: Races) -> None:
@@ -97,13 +86,16 @@ class _Block:
 
     def __init__(self, corner: int, found: Races) -> None:
         self.corner, self.found = corner, found
-        self.touched: list[_Touch] = []
+        self.shared = Shared()
         self.threads: dict[str, Array] = {}
+        self.times = itertools.count()
 
     def run(self, body: list[Event], values: dict[Any, Array]) -> None:
         """Through `body`, whose variables are `values`, to its end."""
         self.walk(body, dict(values))
-        self.barrier()
+        self.shared.barrier()
+        self.found.intervals += self.shared.intervals
+        self.found.faults += self.shared.faults
 
     def walk(self, body: list[Event], values: dict[Any, Array]) -> None:
         for event in body:
@@ -112,13 +104,18 @@ class _Block:
             elif isinstance(event, Access):
                 self.touch(event, values, [])
             elif isinstance(event, Barrier):
-                self.meet(event, values)
+                self.all_come(event, "barrier", values, self.shared.barrier)
+            elif isinstance(event, Commit):
+                self.all_come(event, "group of copies", values, self.shared.commit)
+            elif isinstance(event, Wait):
+                pending = int(evaluate(event.pending, values))
+                self.all_come(event, "wait", values, lambda most=pending: self.shared.wait(most))
             elif event.thread.startswith("threadIdx"):
                 self.bind_thread(event, values)
             elif event.thread:
                 last = np.maximum(evaluate(event.extent, values) - 1, 0)
                 self.walk(event.body, {**values, event.variable: last if self.corner else np.asarray(0)})
-            elif _has_barrier(event.body):
+            elif any(isinstance(one, Barrier | Commit | Wait) for one in _all(event.body)):
                 self.rounds(event, values)
             else:
                 self.inner(event.body, values, [event])
@@ -136,7 +133,7 @@ class _Block:
         self.threads = outer
 
     def rounds(self, loop: Loop, values: dict[Any, Array]) -> None:
-        """Its first two and last two rounds; what lies between is not mistaken for neighbours."""
+        """Its first and last rounds; what lies between is not mistaken for neighbours."""
         try:
             extents = np.unique(evaluate(loop.extent, values))
         except Unknown:
@@ -145,10 +142,12 @@ class _Block:
         if extents.size > 1:
             self.found.faults.append("has a loop with a barrier that threads run different numbers of times")
         extent, start = int(extents[0]), evaluate(loop.start, values)
+        inside = list(_all(loop.body))
+        few = _ROUNDS_OF_COPIES if any(isinstance(one, Commit | Wait) for one in inside) else _ROUNDS
         before = -1
-        for number in sorted({n for n in (0, 1, extent - 2, extent - 1) if 0 <= n < extent}):
+        for number in sorted({n for n in (*range(few), *range(extent - few, extent)) if 0 <= n < extent}):
             if number != before + 1:
-                self.touched = []
+                self.shared.skip({one.memory for one in inside if isinstance(one, Access) and one.writes})
             self.walk(loop.body, {**values, loop.variable: start + number})
             before = number
 
@@ -172,79 +171,44 @@ class _Block:
         return number
 
     def touch(self, access: Access, values: dict[Any, Array], loops: list[Loop]) -> None:
-        if not str(access.memory.scope()).startswith("shared"):
-            return
-        if access.by_warp:  # rows of a matrix, which by pointer look like all that lies between them
-            self.found.unknown += 1
+        if not is_shared(access.memory):
             return
         try:
-            spread, threads = self.spread(access, values, loops)
-            done = np.ones(threads.shape, bool)
-            for condition in access.conditions:
-                done = done & np.broadcast_to(evaluate(condition, spread).astype(bool), done.shape)
-            place = np.broadcast_to(evaluate(access.indices[0], spread), done.shape)
+            found = touched(access, values, loops, self.who(), next(self.times))
         except Unknown:
             self.found.unknown += 1
+            self.shared.unknown(access.memory)
             return
-        place, threads = place[done], np.broadcast_to(threads, done.shape)[done]
-        extent = int(np.max(evaluate(access.extent, values)))
-        if extent > 1:
-            place = (place[:, None] + np.arange(extent)).reshape(-1)
-            place, threads = place, np.repeat(threads, extent)
-        self.touched.append(_Touch(access.memory, place, threads, access.writes, access.by_warp))
+        if not found.whole:
+            self.shared.unknown(access.memory)
+        if found.touch is None:
+            self.found.faults.append(found.fault)
+        elif access.asynchronous:
+            self.shared.copy(found.touch)
+        else:
+            self.shared.touch(found.touch)
 
-    def spread(self, access: Access, values: dict[Any, Array], loops: list[Loop]) -> tuple[dict[Any, Array], Array]:
-        """Values of all variables, threads along the last axis and rounds of the inner loops along the first."""
-        extents = [int(np.max(evaluate(loop.extent, values))) for loop in loops]
-        total = int(np.prod(extents)) if extents else 1
-        rounds = np.arange(total) if total <= _INNER else np.unique(np.linspace(0, total - 1, _INNER).astype(np.int64))
-        spread = dict(values)
-        for loop, extent, after in zip(loops, extents, _products_after(extents), strict=True):
-            spread[loop.variable] = (rounds // after % extent)[:, None] + evaluate(loop.start, values)
-        return spread, np.broadcast_to(self.who(), (rounds.size, self.who().size))
-
-    def meet(self, barrier: Barrier, values: dict[Any, Array]) -> None:
-        for condition in barrier.conditions:
+    def all_come(
+        self, event: Barrier | Commit | Wait, what: str, values: dict[Any, Array], then: Callable[[], None]
+    ) -> None:
+        """`then` for the block, where its threads agree that the conditions of `event` hold."""
+        holds = True
+        for condition in event.conditions:
             try:
-                holds = evaluate(condition, values)
+                found = np.unique(evaluate(condition, values).astype(bool))
             except Unknown:
                 self.found.unknown += 1
                 continue
-            if np.unique(holds).size > 1:
-                self.found.faults.append(f"has a barrier that only threads with {condition} come to")
-        self.barrier()
-
-    def barrier(self) -> None:
-        """What was touched since the last one must not clash; then begin anew."""
-        self.found.intervals += bool(self.touched)
-        for memory in {touch.memory for touch in self.touched}:
-            touches = [touch for touch in self.touched if touch.memory.same_as(memory)]
-            if any(touch.writes for touch in touches):
-                place = _clash(touches)
-                if place is not None:
-                    self.found.faults.append(
-                        f"has threads at element {place} of shared {memory.name} with no barrier between, one writing"
-                    )
-        self.touched = []
+            if found.size > 1:
+                self.found.faults.append(f"has a {what} that only threads with {condition} come to")
+            else:
+                holds = holds and bool(found[0])
+        if holds:
+            then()
 
 
-def _products_after(extents: list[int]) -> list[int]:
-    return [*itertools.accumulate(reversed(extents[1:]), int.__mul__, initial=1)][::-1] if extents else []
-
-
-def _clash(touches: list[_Touch]) -> int | None:
-    """An element that one thread writes and another touches."""
-    by_warp = any(touch.by_warp for touch in touches)
-    size = 1 + max(int(touch.places.max(initial=0)) for touch in touches)
-    first, last, written = np.full(size, 1 << 30), np.full(size, -1), np.zeros(size, bool)
-    for touch in touches:
-        who = touch.who // WARP if by_warp else touch.who
-        np.minimum.at(first, touch.places, who)
-        np.maximum.at(last, touch.places, who)
-        written[touch.places] |= touch.writes
-    found = np.flatnonzero(written & (first < last))
-    return int(found[0]) if found.size else None
-
-
-def _has_barrier(body: list[Event]) -> bool:
-    return any(isinstance(e, Barrier) or (isinstance(e, Loop) and _has_barrier(e.body)) for e in body)
+def _all(body: list[Event]) -> Iterator[Event]:
+    for event in body:
+        yield event
+        if isinstance(event, Loop):
+            yield from _all(event.body)

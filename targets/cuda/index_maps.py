@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import tvm_ffi
 from tvm import tirx
 from tvm.s_tir.dlight.gpu.matmul import IterKind, detect_iter_traits, make_iter_fusion_index_map
+from tvm.sym import Analyzer
 
 S, I, J, K = IterKind.kIter_S, IterKind.kIter_I, IterKind.kIter_J, IterKind.kIter_K  # noqa: E741
 
@@ -24,8 +27,8 @@ def _fixed(trait: Any) -> int:
     return int(trait.extent) if isinstance(trait.extent, tirx.IntImm) else 1
 
 
-def index_maps(block: Any, tile: int) -> tuple[tirx.IndexMap, ...] | None:
-    """Of the block, of A, B and C; None for what is no such product.
+def index_maps(block: Any, tile: int, by_columns: bool) -> tuple[tirx.IndexMap, ...] | None:
+    """Of the block, of A, B (as [s,j,k] if `by_columns`) and C; None for what is no such product.
 
     An open dimension (a batch) beside fixed ones whose product is no multiple of `tile` joins s in place of i: TVM
     can't prove then that tiles over both cover all there is.
@@ -40,5 +43,50 @@ def index_maps(block: Any, tile: int) -> tuple[tirx.IndexMap, ...] | None:
         for trait in rows:
             if not isinstance(trait.extent, tirx.IntImm):
                 trait.kind = S
-    orders = ((whole, [S, I, J, K]), (a, [S, I, K]), (b, [S, K, J]), (c, [S, I, J]))
+    orders = ((whole, [S, I, J, K]), (a, [S, I, K]), (b, [S, J, K] if by_columns else [S, K, J]), (c, [S, I, J]))
     return tuple(make_iter_fusion_index_map(traits, order) for traits, order in orders)
+
+
+def runs_along_k(sch: Any, main: Any) -> bool:
+    """Whether neighbours along k, and not those along j, are so in memory of B, the second operand of the block `main`.
+
+    Seen through what stands between B and the function's parameters, such as a transposition.
+    """
+    block = sch.get(main)
+    found: Any = detect_iter_traits(block)
+    if found is None:
+        return False
+    axes = {kind: [a.var for a, t in zip(block.iter_vars, found[3], strict=True) if t.kind == kind] for kind in (J, K)}
+    offset = _offset(sch, main, block.reads[1])
+    return _is_unit_step(offset, axes[K][-1]) and not _is_unit_step(offset, axes[J][-1])
+
+
+def _offset(sch: Any, reader: Any, region: Any) -> Any:
+    """Where the element `region`, read in the block `reader`, comes from: its place in a parameter's buffer."""
+    indices = [side.min for side in region.region]
+    for producer in sch.get_producers(reader):
+        made = sch.get(producer)
+        if made.writes[0].source.same_as(region.source) and made.reads:
+            axes = dict(zip([axis.var for axis in made.iter_vars], indices, strict=True))
+            before = _offset(sch, producer, max(made.reads, key=lambda read: len(read.source.shape)))
+            return _replaced(before, axes)
+    offset: Any = 0
+    for index, size in zip(indices, region.source.shape, strict=True):
+        offset = offset * size + index
+    return offset
+
+
+def _is_unit_step(offset: Any, axis: Any) -> bool:
+    """Whether `offset` grows by 1 with `axis`."""
+    step: Any = Analyzer().simplify(_replaced(offset, {axis: axis + 1}) - offset)
+    return isinstance(step, tirx.IntImm) and int(step) == 1
+
+
+def _replaced(expression: Any, values: Mapping[Any, Any]) -> Any:
+    if isinstance(expression, int):
+        return expression
+
+    def value(variable: tirx.Var) -> Any:
+        return values.get(variable, variable)
+
+    return tvm_ffi.structural_map(expression, (tirx.Var, value))

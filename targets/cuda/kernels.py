@@ -13,6 +13,7 @@ from tvm.relax import transform
 from tvm.s_tir import SBlock, dlight
 
 from graphopt.errors import LoweringError
+from graphopt.targets.cuda.copies import PIPELINE
 from graphopt.targets.cuda.half import sum_in_float32
 from graphopt.targets.cuda.short_sums import ShortSums
 from graphopt.targets.cuda.tensor_cores import TensorCores
@@ -151,7 +152,7 @@ def build(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Execut
     # cp.async where a schedule asks for it; no buffer in another's memory, whose type tensor-core stores then mistake.
     settings = {"tirx.use_async_copy": True, "tirx.disable_storage_rewrite": True}
     with _tvm("write the kernels in CUDA C"), tvm.transform.PassContext(config=settings):
-        return relax.build(module, target, relax_pipeline=TO_VIRTUAL_MACHINE)
+        return relax.build(module, target, relax_pipeline=TO_VIRTUAL_MACHINE, tir_pipeline=PIPELINE)
 
 
 @contextlib.contextmanager

@@ -13,17 +13,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import tvm
 from tvm import s_tir, tirx
 from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu.matmul import get_reduction_blocks
 
-from graphopt.targets.cuda.index_maps import index_maps, tiles
+from graphopt.targets.cuda.index_maps import index_maps, runs_along_k, tiles
+from graphopt.targets.cuda.wmma import COLUMNS, ROWS, SUMS, intrinsics
 
 FRAGMENT, WARP = 16, 32
 STAGES = 3
-"""Steps along k that are in shared memory at once: with the results at most 45 KiB of 48."""
-WARPS_I, WARPS_J, FRAGMENTS_K = 2, 2, 2
+"""Steps along k that are in shared memory at once: with the results at most 47 KiB of 48."""
+WARPS_I, WARPS_J = 2, 2
 TILES = (64, 32)
+STEP_BYTES, COPY_BYTES = 64, 16
+"""Of a row of A in one step along k; of one copy, the largest there is."""
 ENOUGH = 108
 """Tiles: an A100 has as many multiprocessors."""
 
@@ -32,32 +36,37 @@ class TensorCores:
     """A rule in the manner of dlight's."""
 
     def apply(self, function: tirx.PrimFunc, target: Any, _: bool) -> s_tir.Schedule | None:
-        """The schedule, or None for a function that is no product of float16."""
+        """The schedule, or None for a function that is no product of types that tensor cores take."""
         schedule = s_tir.Schedule(function, error_render_level="none")
         blocks: Any = get_reduction_blocks(schedule, schedule.get_child_blocks(get_root_block(schedule)))
-        if not blocks or not _is_half(schedule.get(blocks[0])):
+        operand = _operand(schedule.get(blocks[0])) if blocks else None
+        if operand is None or (operand == "bfloat16" and not is_ampere(target)):
             return None
-        return _schedule(schedule, blocks[0], copies_asynchronously(target))
+        return _schedule(schedule, blocks[0], operand, is_ampere(target))
 
 
-def copies_asynchronously(target: Any) -> bool:
-    """Ampere (sm_80) and newer copy from global to shared memory without a register or a wait: cp.async."""
+def is_ampere(target: Any) -> bool:
+    """sm_80 and newer: they copy from global to shared memory without a register or a wait, and have bfloat16."""
     return int(str(target.attrs["arch"]).removeprefix("sm_")) >= 80
 
 
-def _is_half(block: Any) -> bool:
+def _operand(block: Any) -> str | None:
+    """The type of both operands of the product `block`, if tensor cores have such products with its type of sums."""
     read, written = {str(r.source.dtype) for r in block.reads}, {str(w.source.dtype) for w in block.writes}
-    return read == {"float16"} and written == {"float32"}
+    operand = next(iter(read)) if len(read) == 1 else ""
+    return operand if written == {SUMS.get(operand)} else None
 
 
-def _schedule(sch: Any, main: Any, asynchronous: bool) -> Any:
-    from graphopt.targets.cuda.wmma import COMPUTE, INIT, LOAD, STORE  # parsed on import: seconds
-
+def _schedule(sch: Any, main: Any, operand: str, asynchronous: bool) -> Any:
+    lanes = COPY_BYTES // (bytes_each := tvm.DataType(operand).itemsize)
+    fragments_k = STEP_BYTES // bytes_each // FRAGMENT
+    by_columns = runs_along_k(sch, main)
+    uses = intrinsics(operand, COLUMNS if by_columns else ROWS)
     reads = [sch.reindex(main, ("read", index)) for index in (0, 1)]
     written = sch.reindex(main, ("write", 0))
     tile = next((size for size in TILES if tiles(sch.get(main), size) >= ENOUGH), TILES[-1])
     fragments_i, fragments_j = tile // WARPS_I // FRAGMENT, tile // WARPS_J // FRAGMENT
-    maps = index_maps(sch.get(main), tile)
+    maps = index_maps(sch.get(main), tile, by_columns)
     if maps is None:
         return None
     of_product, of_a, of_b, of_c = maps
@@ -65,7 +74,7 @@ def _schedule(sch: Any, main: Any, asynchronous: bool) -> Any:
     sch.transform_layout(reads[1], ("write", 0), of_b)
     sch.transform_layout(written, ("read", 0), of_c)
     sch.transform_block_layout(main, of_product)
-    sch.pad_einsum(main, [1, tile, tile, FRAGMENTS_K * FRAGMENT])
+    sch.pad_einsum(main, [1, tile, tile, fragments_k * FRAGMENT])
 
     batch, i, j, k = sch.get_loops(main)
     i, i_in = sch.split(i, [None, FRAGMENT])
@@ -75,13 +84,13 @@ def _schedule(sch: Any, main: Any, asynchronous: bool) -> Any:
     inner, outer = main, sch.blockize(i_in)
     i0, i1, i2 = sch.split(i, [None, WARPS_I, fragments_i])
     j0, j1, j2 = sch.split(j, [None, WARPS_J, fragments_j])
-    k0, k1 = sch.split(k, [None, FRAGMENTS_K])
+    k0, k1 = sch.split(k, [None, fragments_k])
     sch.reorder(i0, j0, i1, j1, k0, k1, i2, j2)
     warp = sch.fuse(i1, j1)
     for loop, tag in ((batch, "blockIdx.z"), (i0, "blockIdx.x"), (j0, "blockIdx.y"), (warp, "threadIdx.y")):
         sch.bind(loop, tag)
 
-    shared = [_to_shared(sch, outer, index, k0) for index in (0, 1)]
+    shared = [_to_shared(sch, outer, index, k0, lanes) for index in (0, 1)]
     for block in shared:
         _inline_producers(sch, block)
     fragments = [sch.cache_read(outer, index, f"wmma.matrix_{'ab'[index]}") for index in (0, 1)]
@@ -98,11 +107,11 @@ def _schedule(sch: Any, main: Any, asynchronous: bool) -> Any:
         sch.annotate(k0, "software_pipeline_order", [0, 1, 2])
         sch.annotate(k0, "software_pipeline_async_stages", [0])
 
-    for block, name in zip(fragments, LOAD, strict=True):
+    for block, name in zip(fragments, (uses.load_a, uses.load_b), strict=True):
         sch.tensorize(_by_fragments(sch, block), name)
-    sch.tensorize(_by_fragments(sch, store), STORE)
-    sch.tensorize(sch.get_loops(sch.get_child_blocks(start)[0])[-2], INIT)
-    sch.tensorize(sch.get_loops(inner)[-3], COMPUTE)
+    sch.tensorize(_by_fragments(sch, store), uses.store)
+    sch.tensorize(sch.get_loops(sch.get_child_blocks(start)[0])[-2], uses.init)
+    sch.tensorize(sch.get_loops(inner)[-3], uses.compute)
 
     _inline_consumers(sch, staged)
     fused = sch.fuse(*sch.get_loops(staged)[-2:])
@@ -112,16 +121,16 @@ def _schedule(sch: Any, main: Any, asynchronous: bool) -> Any:
     return sch
 
 
-def _to_shared(sch: Any, outer: Any, index: int, at: Any) -> Any:
-    """The tile of operand `index` loaded by all threads together; rows 8 halves longer, against bank conflicts."""
+def _to_shared(sch: Any, outer: Any, index: int, at: Any, lanes: int) -> Any:
+    """The tile of operand `index` loaded by all threads together; rows 16 bytes longer, against bank conflicts."""
     block = sch.cache_read(outer, index, "shared")
     sch.compute_at(block, at)
     fused = sch.fuse(*sch.get_loops(block)[-2:])
-    _, warp, lane, vector = sch.split(fused, [None, WARPS_I * WARPS_J, WARP, 8])
+    _, warp, lane, vector = sch.split(fused, [None, WARPS_I * WARPS_J, WARP, lanes])
     sch.bind(warp, "threadIdx.y")
     sch.bind(lane, "threadIdx.x")
     sch.vectorize(vector)
-    sch.storage_align(block, 0, axis=-2, factor=16, offset=8)
+    sch.storage_align(block, 0, axis=-2, factor=2 * lanes, offset=lanes)
     return block
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-_INCLUDE = re.compile(r"^\s*#\s*include\s*<(?:cuda|mma|math_constants|cooperative).*>.*$", re.MULTILINE)
+_INCLUDE = re.compile(r"^\s*#\s*include\s*<(?:cuda|mma|math_constants|cooperative|sm_).*>.*$", re.MULTILINE)
 _SIGNATURE = re.compile(
     r'^extern "C" __global__ void (?:__launch_bounds__\((\d+)[^)]*\) )?(\w+)\(([^()]*)\)\s*([;{])', re.MULTILINE
 )

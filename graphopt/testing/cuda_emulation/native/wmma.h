@@ -65,27 +65,19 @@ template <class D, class A, class B, class C> struct Product {
   const C* c;
   static void run(void** lanes, unsigned mask) {
     using T = typename D::Element;
+    using Sum = std::conditional_t<std::is_same<T, int>::value, int, float>;
     if (mask != ~0u) emulated::fail("is in a warp of fewer than 32 threads at a matrix product");
     auto of = [&](int lane) { return (Product*)lanes[lane]; };
     const int m = D::rows, n = D::columns, k = A::columns;
-    static float left[m * k], right[k * n];
-    static int ileft[m * k], iright[k * n];
-    const bool whole = std::is_same<T, int>::value;
-    for (int e = 0; e < m * k; e++) whole ? (void)(ileft[e] = of(e % 32)->a->x[e / 32]) : (void)(left[e] = of(e % 32)->a->x[e / 32]);
-    for (int e = 0; e < k * n; e++) whole ? (void)(iright[e] = of(e % 32)->b->x[e / 32]) : (void)(right[e] = of(e % 32)->b->x[e / 32]);
+    static Sum left[m * k], right[k * n];
+    for (int e = 0; e < m * k; e++) left[e] = of(e % 32)->a->x[e / 32];
+    for (int e = 0; e < k * n; e++) right[e] = of(e % 32)->b->x[e / 32];
     for (int i = 0; i < m; i++)
       for (int j = 0; j < n; j++) {
         int e = i * n + j;
-        T start = of(e % 32)->c->x[e / 32];
-        if (whole) {
-          int sum = start;
-          for (int l = 0; l < k; l++) sum += ileft[i * k + l] * iright[l * n + j];
-          of(e % 32)->d->x[e / 32] = sum;
-        } else {
-          float sum = start;
-          for (int l = 0; l < k; l++) sum += left[i * k + l] * right[l * n + j];
-          of(e % 32)->d->x[e / 32] = sum;
-        }
+        Sum sum = of(e % 32)->c->x[e / 32];
+        for (int l = 0; l < k; l++) sum += left[i * k + l] * right[l * n + j];
+        of(e % 32)->d->x[e / 32] = sum;
       }
   }
 };

@@ -1,8 +1,9 @@
 /* Global and shared memory of the emulated device.
 
-   With CHECKED every access through a pointer to either goes by a `Region`: one past its end, a read of shared memory
-   that nobody wrote in this block, and two threads at the same shared bytes with no barrier between, one of them
-   writing, end the run with a sentence. Without it pointers are plain. */
+   With CHECKED every access through a pointer to either goes by a `Region`: one past its end, one at an address that is
+   no multiple of what it needs, a read of shared memory that nobody wrote in this block, two threads at the same shared
+   bytes with no barrier between, one of them writing, and any touch of bytes that an asynchronous copy may be writing,
+   end the run with a sentence. Without it pointers are plain. */
 #pragma once
 #include <stddef.h>
 #include <cstdint>
@@ -19,7 +20,7 @@ constexpr unsigned SEVERAL = ~0u;
 
 /* Who touched some bytes last: at which barrier and at which step of its warp. */
 struct Access { unsigned barrier, thread, warp, step; };
-struct Cell { Access write, read; };
+struct Cell { Access write, read; unsigned copied; /* the barrier at which a copy to it was issued; 0: none is under way */ };
 
 struct Region {
   const char* name;
@@ -36,15 +37,19 @@ inline bool ordered(const Access& a) {
   return a.barrier != here.barrier || a.thread == here.thread || (a.warp == here.warp && a.step < here.warp_step);
 }
 
-inline void check(const void* at, size_t bytes, const Region* region, bool writes) {
+inline void check(const void* at, size_t bytes, const Region* region, bool writes, size_t alignment = 1) {
   if (!region) return;
   ptrdiff_t offset = (const char*)at - region->base;
   const char* verb = writes ? "writes" : "reads";
+  if ((uintptr_t)at % alignment)
+    fail("%s %zu bytes at byte %td of %s, which is no multiple of %zu", verb, bytes, offset, region->name, alignment);
   if (offset < 0 || offset + bytes > region->bytes)
     fail("%s bytes %td to %td of %s, which has %zu", verb, offset, offset + (ptrdiff_t)bytes, region->name, region->bytes);
   if (!region->cells) return;
   for (size_t i = offset / region->grain; i * region->grain < offset + bytes; i++) {
     Cell& cell = region->cells[i];
+    if (cell.copied >= here.first_barrier)
+      fail("%s byte %zu of shared %s while an asynchronous copy to it is under way", verb, i * region->grain, region->name);
     if (!ordered(cell.write))
       fail("%s byte %zu of shared %s, which thread %u writes with no barrier between", verb, i * region->grain,
            region->name, cell.write.thread);
@@ -63,6 +68,14 @@ inline void check(const void* at, size_t bytes, const Region* region, bool write
   }
 }
 
+/* An asynchronous copy to these bytes is under way, or it is no longer. */
+inline void mark(const void* at, size_t bytes, const Region* region, bool under_way) {
+  if (!region || !region->cells) return;
+  size_t offset = (const char*)at - region->base;
+  for (size_t i = offset / region->grain; i * region->grain < offset + bytes; i++)
+    region->cells[i].copied = under_way ? here.barrier : 0;
+}
+
 inline Cell* cells(size_t bytes, unsigned grain) { return (Cell*)calloc(bytes / grain + 1, sizeof(Cell)); }
 
 template <class T> struct Value { using type = T; };
@@ -74,10 +87,10 @@ template <class T> struct ptr;
 template <class T> struct Ref {
   T* at;
   const Region* region;
-  operator T() const { check(at, sizeof(T), region, false); return *at; }
+  operator T() const { check(at, sizeof(T), region, false, alignof(T)); return *at; }
   template <class U, class = std::enable_if_t<std::is_class_v<T> && std::is_arithmetic_v<U>>>
   explicit operator U() const { return (U)(T)*this; }
-  const Ref& operator=(const T& value) const { check(at, sizeof(T), region, true); *at = value; return *this; }
+  const Ref& operator=(const T& value) const { check(at, sizeof(T), region, true, alignof(T)); *at = value; return *this; }
   const Ref& operator=(const Ref& other) const { return *this = (T)other; }
   const Ref& operator+=(const T& value) const { return *this = (T)((T)*this + value); }
   ptr<T> operator&() const { return {at, region}; }

@@ -9,7 +9,7 @@
 template <class P> unsigned __cvta_generic_to_shared(P at) { return emulated::shared_address(at); }
 
 /* Asynchronous copies are done as late as allowed, when their thread waits for their group: what is used without
-   waiting is not there. Bytes past `taken` are zero. */
+   waiting is not there, and touching it meanwhile is a fault. Bytes past `taken` are zero. */
 namespace emulated {
 #ifdef CHECKED
 template <class T> const Region* source_of(const ptr<T>& p) { return p.region; }
@@ -17,13 +17,17 @@ template <class T> const Region* source_of(const ptr<T>& p) { return p.region; }
 template <class T> const Region* source_of(T*) { return nullptr; }
 
 template <class P> void copy_async(unsigned to, P from, unsigned bytes, unsigned taken) {
-  running->copies.push_back({at_shared(to), (const char*)raw(from), bytes, taken, running->group, source_of(from)});
+  Copy copy{at_shared(to), (const char*)raw(from), bytes, taken, running->group, source_of(from)};
+  check(copy.from, taken, copy.source, false, taken ? bytes : 1);
+  check(copy.to, bytes, region_of(copy.to), true, bytes);
+  mark(copy.to, bytes, region_of(copy.to), true);
+  running->copies.push_back(copy);
 }
 inline void finish(unsigned pending) {
   std::vector<Copy> later;
   for (Copy& c : running->copies) {
     if (c.group + pending >= running->group) { later.push_back(c); continue; }
-    check(c.from, c.taken, c.source, false);
+    mark(c.to, c.bytes, region_of(c.to), false);
     check(c.to, c.bytes, region_of(c.to), true);
     memcpy(c.to, c.from, c.taken);
     memset(c.to + c.taken, 0, c.bytes - c.taken);

@@ -41,18 +41,27 @@ template <class F, class Each> void each(F& f, unsigned stride, bool by_rows, Ea
   }
 }
 
+/* Matrices begin at multiples of 32 bytes, and their rows at multiples of 16. */
+template <class E, class P> void aligned(P at, unsigned stride) {
+  if ((uintptr_t)emulated::raw(at) % 32) emulated::fail("moves a matrix at an address that is no multiple of 32 bytes");
+  if (stride * sizeof(E) % 16) emulated::fail("moves a matrix whose rows are %u elements apart, no multiple of 16 bytes", stride);
+}
+
 template <class F, class P> void load_matrix_sync(F& f, P from, unsigned stride) {
+  aligned<typename F::Element>(from, stride);
   __syncwarp();
   each(f, stride, std::is_same<typename F::layout, row_major>::value,
        [&](auto& x, int64_t offset) { x = from[offset]; });
   __syncwarp();
 }
 template <class F, class P> void load_matrix_sync(F& f, P from, unsigned stride, layout_t layout) {
+  aligned<typename F::Element>(from, stride);
   __syncwarp();
   each(f, stride, layout == mem_row_major, [&](auto& x, int64_t offset) { x = from[offset]; });
   __syncwarp();
 }
 template <class P, class F> void store_matrix_sync(P to, const F& f, unsigned stride, layout_t layout) {
+  aligned<typename F::Element>(to, stride);
   __syncwarp();
   each(f, stride, layout == mem_row_major, [&](auto& x, int64_t offset) { to[offset] = x; });
   __syncwarp();

@@ -173,5 +173,66 @@ def test_asynchronous_copies_arrive_when_they_are_waited_for():
     """All but one group done: the first is there, and using the second is a fault."""
     np.testing.assert_array_equal(_copies(1, 0), np.arange(127, -1, -1))
     np.testing.assert_array_equal(_copies(0, 1), np.arange(255, 127, -1))
-    with pytest.raises(EmulationError, match="shared s, which no thread of the block has written"):
+    with pytest.raises(
+        EmulationError, match="reads byte 1020 of shared s while an asynchronous copy to it is under way"
+    ):
         _copies(1, 1)
+
+
+RING = """
+extern "C" __global__ void k(float* __restrict__ x_ptr, float* __restrict__ y_ptr) {
+  __shared__ alignas(64) float ring[%(size)d];
+  for (int k = 0; k < 12; ++k) {
+    if (k >= 2) {
+      __asm__ __volatile__("cp.async.wait_group 1;");
+      __syncthreads();
+      for (int i = 0; i < 4; ++i) y_ptr[(k - 2) * 128 + threadIdx.x * 4 + i] = ring[(k - 2) %% %(stages)d * 128 + 127 - threadIdx.x * 4 - i];
+      %(barrier)s
+    }
+    if (k < 10) {
+      unsigned int addr = __cvta_generic_to_shared(ring + k %% %(stages)d * 128 + threadIdx.x * 4 + %(shift)d);
+      __asm__ __volatile__("cp.async.cg.shared.global [%%0], [%%1], %%2;"
+        :: "r"(addr), "l"((void*)(x_ptr + k * 128 + threadIdx.x * 4)), "n"(16));
+    }
+    __asm__ __volatile__("cp.async.commit_group;");
+  }
+}"""  # noqa: E501
+
+
+def _ring(stages: int, barrier: str = "__syncthreads();", shift: int = 0) -> np.ndarray:
+    x = np.arange(1280, dtype=np.float32)
+    source = RING % {"stages": stages, "size": stages * 128, "barrier": barrier, "shift": shift}
+    return run_kernel(source, "k", (1, 1, 1), (32, 1, 1), [x, np.zeros(1280, np.float32)])[1]
+
+
+def test_a_ring_of_copies_is_touched_by_nobody_while_they_run():
+    """As `test_cuda_check_copies.test_a_ring_of_copies` has it for the static check."""
+    expected = np.arange(1280, dtype=np.float32).reshape(10, 128)[:, ::-1].ravel()
+    np.testing.assert_array_equal(_ring(2), expected)
+    np.testing.assert_array_equal(_ring(3, ""), expected)
+    for stages, barrier in ((2, ""), (1, "__syncthreads();")):
+        with pytest.raises(EmulationError, match="shared ring while an asynchronous copy to it is under way"):
+            _ring(stages, barrier)
+    with pytest.raises(EmulationError, match="writes 16 bytes at byte 8 of ring, which is no multiple of 16"):
+        _ring(3, shift=2)
+
+
+def test_what_must_be_aligned_is():
+    """Vectors to their size, 16 bytes of an asynchronous copy to 16, matrices to 32 and their rows to 16."""
+    source = """extern "C" __global__ void k(float* __restrict__ x_ptr, float* __restrict__ y_ptr) {
+      *(float4*)(y_ptr + %d) = *(float4*)(x_ptr + %d);
+    }"""
+    x = np.arange(8, dtype=np.float32)
+    assert run_kernel(source % (4, 0), "k", (1, 1, 1), (1, 1, 1), [x, x * 0])[1][4:].tolist() == [0, 1, 2, 3]
+    for places, said in (((4, 2), "reads 16 bytes at byte 8 of x_ptr"), ((2, 4), "writes 16 bytes at byte 8 of y_ptr")):
+        with pytest.raises(EmulationError, match=f"{said}, which is no multiple of 16"):
+            run_kernel(source % places, "k", (1, 1, 1), (1, 1, 1), [x, x * 0])
+    a = np.zeros((32, 32), np.float16)
+    made = WMMA % {"t": "half", "acc": "float"}
+    for change, said in (
+        (("(a_shared_ptr[0])), 16", "(a_shared_ptr[8])), 16"), "address that is no multiple of 32 bytes"),
+        (("(b_ptr[k * 16])), 32", "(b_ptr[k * 16])), 36"), "36 elements apart, no multiple of 16 bytes"),
+    ):
+        assert made != made.replace(*change)
+        with pytest.raises(EmulationError, match=said):
+            run_kernel(made.replace(*change), "product", (1, 1, 1), (32, 1, 1), [a, a, np.zeros((16, 16), np.float32)])

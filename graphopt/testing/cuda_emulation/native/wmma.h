@@ -41,9 +41,11 @@ template <class F, class Each> void each(F& f, unsigned stride, bool by_rows, Ea
   }
 }
 
-/* Matrices begin at multiples of 32 bytes, and their rows at multiples of 16. */
+/* Matrices begin at multiples of 32 bytes, and their rows at multiples of 16 (CUDA C++ Programming Guide, wmma); those of
+   8 bits, of which PTX asks for the size of a thread's part, at multiples of 16. */
 template <class E, class P> void aligned(P at, unsigned stride) {
-  if ((uintptr_t)emulated::raw(at) % 32) emulated::fail("moves a matrix at an address that is no multiple of 32 bytes");
+  const int bytes = sizeof(E) == 1 ? 16 : 32;
+  if ((uintptr_t)emulated::raw(at) % bytes) emulated::fail("moves a matrix at an address that is no multiple of %d bytes", bytes);
   if (stride * sizeof(E) % 16) emulated::fail("moves a matrix whose rows are %u elements apart, no multiple of 16 bytes", stride);
 }
 

@@ -126,7 +126,7 @@ FAULTS = {
         r"\(63, 0, 0\) writes bytes 256 to 260 of x_ptr, which has 256",
     ),
     "before the start": ("x_ptr[0] = x_ptr[(int)threadIdx.x - 5];", r"\(0, 0, 0\) reads bytes -20 to -16 of x_ptr"),
-    "vector past the end": ("*(float4*)(x_ptr + threadIdx.x) = make_float4(0, 0, 0, 0);", "bytes 244 to 260"),
+    "vector past the end": ("*(float4*)(x_ptr + threadIdx.x * 4) = make_float4(0, 0, 0, 0);", "bytes 256 to 272"),
     "shared out of bounds": (
         "__shared__ alignas(64) float s[63]; s[threadIdx.x] = 1.0f;",
         "bytes 252 to 256 of s, which",

@@ -17,6 +17,7 @@ from graphopt.targets.cuda.copies import PIPELINE
 from graphopt.targets.cuda.half import sum_in_float32
 from graphopt.targets.cuda.short_sums import ShortSums
 from graphopt.targets.cuda.tensor_cores import TensorCores
+from graphopt.targets.cuda.transposed import read_transposed
 from graphopt.targets.cuda.unit_sums import without_unit_sums
 from graphopt.targets.lowering.origins import Origin, at_products, origins_of_functions
 from graphopt.targets.lowering.size_order import sizes_in_order
@@ -62,7 +63,7 @@ def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.I
     with _tvm("turn every operator into loops"):
         module = transform.DecomposeOpsForInference()(module)
         module, sources = sum_in_float32(module, at_products(module, sources))
-        fused = fuse(module)
+        fused = fuse(read_transposed(module))
     origins = origins_of_functions(fused, sources)
     finish = [transform.FuseTIR(), transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
     return tvm.transform.Sequential(finish)(fused), origins

@@ -46,8 +46,8 @@ def integers(model: ir.Model, feeds: Sequence[Outputs], wanted: Sequence[Outputs
     from graphopt import oracle
     from graphopt.api import compile_result, run_opened
     from graphopt.pipeline.presets import preset
+    from graphopt.targets.integer.signs import make_unsigned
     from graphopt.targets.llvm.plan.integer.loosen import loosen
-    from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 
     result = run_opened(model, preset("int8"), calibration=feeds[:1], seed=seed, verify=False)
     program = compile_result(model, result, "llvm", seed=seed, threads=1)

@@ -15,6 +15,7 @@ from tvm.s_tir import SBlock, dlight
 from graphopt.errors import LoweringError
 from graphopt.targets.cuda.copies import PIPELINE
 from graphopt.targets.cuda.half import sum_in_float32
+from graphopt.targets.cuda.rounding import round_products
 from graphopt.targets.cuda.short_sums import ShortSums
 from graphopt.targets.cuda.tensor_cores import TensorCores
 from graphopt.targets.cuda.transposed import read_transposed
@@ -66,7 +67,7 @@ def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.I
         fused = fuse(read_transposed(module))
     origins = origins_of_functions(fused, sources)
     finish = [transform.FuseTIR(), transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
-    return tvm.transform.Sequential(finish)(fused), origins
+    return round_products(tvm.transform.Sequential(finish)(fused)), origins
 
 
 def schedule(

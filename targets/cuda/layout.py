@@ -1,4 +1,4 @@
-"""Channels last for convolutions of float16: what one product reads then lies together in memory.
+"""Channels last for convolutions of float16 and int8: what one product reads then lies together in memory.
 
 An implicit matrix product over (kernel row, kernel column, input channel) reads runs of input channels, so that 8 of
 them are one 16-byte copy into shared memory. TVM's ConvertLayout carries the layout through what stands between
@@ -22,10 +22,13 @@ LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["N
 """TVM has no transposed convolution of channels last."""
 
 
+NARROW = ("float16", "int8")
+
+
 def channels_last(lowered: Lowered) -> Lowered:
-    """2-D convolutions channels last, if one of them is of float16 and TVM can carry the layout through."""
+    """2-D convolutions channels last, if one of them is of float16 or int8 and TVM can carry the layout through."""
     bindings = [binding for block in lowered.module["main"].body.blocks for binding in block.bindings]
-    if not any(_is_half_convolution(binding.value) for binding in bindings):
+    if not any(_is_for_tensor_cores(binding.value) for binding in bindings):
         return lowered
     try:
         module = relax.transform.ConvertLayout(LAYOUTS)(lowered.module)
@@ -34,8 +37,8 @@ def channels_last(lowered: Lowered) -> Lowered:
     return fold_weights(dataclasses.replace(lowered, module=module))
 
 
-def _is_half_convolution(value: Any) -> bool:
-    return getattr(getattr(value, "op", None), "name", "") in LAYOUTS and str(value.args[0].ty.dtype) == "float16"
+def _is_for_tensor_cores(value: Any) -> bool:
+    return getattr(getattr(value, "op", None), "name", "") in LAYOUTS and str(value.args[0].ty.dtype) in NARROW
 
 
 def fold_weights(lowered: Lowered) -> Lowered:

@@ -16,10 +16,9 @@ from tvm import relax, tirx
 from graphopt.base import Program
 from graphopt.targets.cuda.arch import tvm_target
 from graphopt.targets.cuda.kernels import TO_VIRTUAL_MACHINE, schedule, to_loops
-from graphopt.targets.cuda.layout import channels_last
+from graphopt.targets.cuda.lower import lower_for_gpu
 from graphopt.targets.llvm.cpu import machine_triple
 from graphopt.targets.llvm.link import to_library
-from graphopt.targets.lowering import lower
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,7 +30,7 @@ def serial_program(model: ir.Model, arch: str) -> Program:
     Raises:
         LoweringError: as `Cuda.build` does.
     """
-    gpu, lowered = tvm_target(arch), channels_last(lower(model))
+    gpu, lowered = tvm_target(arch), lower_for_gpu(model)[0]
     with gpu:
         loops, origins = to_loops(lowered.module, lowered.sources)
         kernels, rules = schedule(loops, gpu, origins)

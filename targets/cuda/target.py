@@ -44,14 +44,13 @@ class Cuda(Target):
 
         from graphopt.targets.cuda.checks import check
         from graphopt.targets.cuda.kernels import build, schedule, to_loops
-        from graphopt.targets.cuda.layout import channels_last
         from graphopt.targets.cuda.link import cuda_source, to_library
+        from graphopt.targets.cuda.lower import lower_for_gpu
         from graphopt.targets.cuda.work import launches
-        from graphopt.targets.lowering import lower
 
         archs = as_tuple(self.arch)
         target = tvm_target(archs[0])
-        lowered = channels_last(lower(model))
+        lowered, integer = lower_for_gpu(model)
         with target:
             module, origins = to_loops(lowered.module, lowered.sources)
             loops = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
@@ -72,7 +71,8 @@ class Cuda(Target):
             outputs=lowered.outputs,
             device="cuda",
             files=_files(source, binaries),
-            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules), source, checks),
+            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules), source, checks)
+            | {"integer": integer},
         )
 
     @classmethod

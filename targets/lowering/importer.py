@@ -19,6 +19,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from graphopt.errors import LoweringError
 from graphopt.targets.lowering.converters import CONVERTERS, GUARDS
+from graphopt.targets.lowering.int8 import INT8
 from graphopt.targets.lowering.open_sizes import agreeing
 from graphopt.targets.lowering.origins import Origin, origin
 from graphopt.targets.lowering.shape_chains import MAX_ELEMENTS
@@ -28,6 +29,7 @@ from graphopt.targets.lowering.support import EXTERNAL, explain, refusal
 LARGE = 1 << 20
 """Bytes from which a weight is never copied here."""
 Array = np.ndarray[Any, Any]
+OWN = {**GUARDS, **INT8}
 OF_SHAPES = frozenset(
     {
         "Cast",
@@ -147,8 +149,8 @@ class _Importer(ONNXGraphImporter):
             inputs[:] = agreeing(self.bb, node, inputs)  # in place: a list that has None beyond its end
         if (node.domain, op_name) == EXTERNAL:
             result = _call_packed(node, list(map(self._tensor, inputs)))
-        elif (node.domain, op_name) in GUARDS:
-            result = GUARDS[node.domain, op_name](self.bb, node, list(map(self._tensor, inputs)))
+        elif (node.domain, op_name) in OWN:
+            result = OWN[node.domain, op_name](self.bb, node, list(map(self._tensor, inputs)))
         elif node.domain == "" and op_name in CONVERTERS:
             result = CONVERTERS[op_name](self.bb, node, list(inputs))
         if result is None:

@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from graphopt import oracle
 from graphopt.graph import normalise
-from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
+from graphopt.targets.integer.signs import make_unsigned
 from graphopt.testing import from_text, random_feeds
 
 MODEL = """<ir_version: 10, opset_import: ["": 20]>

@@ -63,12 +63,11 @@ def _program(model: ir.Model, arch: str) -> tuple[Program, dict[str, tuple[int, 
 
     from graphopt.targets.cuda.arch import tvm_target
     from graphopt.targets.cuda.kernels import TO_VIRTUAL_MACHINE, to_loops
-    from graphopt.targets.cuda.layout import channels_last
+    from graphopt.targets.cuda.lower import lower_for_gpu
     from graphopt.targets.llvm.cpu import native
     from graphopt.targets.llvm.link import to_library
-    from graphopt.targets.lowering import lower
 
-    lowered, here = channels_last(lower(model)), native()
+    lowered, here = lower_for_gpu(model)[0], native()
     gpu = tvm_target(arch)
     cpu = here.tvm_target()
     with gpu:

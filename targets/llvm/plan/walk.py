@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from tvm import tirx
 
+from graphopt.targets.integer.signs import make_unsigned
 from graphopt.targets.llvm.cpu import Cpu
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan import (
@@ -27,7 +28,6 @@ from graphopt.targets.llvm.plan.epilogues import Tail, tail
 from graphopt.targets.llvm.plan.integer.carry import carry
 from graphopt.targets.llvm.plan.integer.dynamic import plan_dynamic
 from graphopt.targets.llvm.plan.integer.order import hoist
-from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, image, replace
 from graphopt.targets.llvm.plan.norms import find_norms

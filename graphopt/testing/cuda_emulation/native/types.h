@@ -158,6 +158,7 @@ using std::isinf;
 using std::isnan;
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline double rsqrt(double x) { return 1 / std::sqrt(x); }
+inline float __fmul_rn(float a, float b) { float p = a * b; __asm__("" : "+m"(p)); return p; }  // no part of an fma
 inline float __expf(float x) { return std::exp(x); }
 inline float __exp10f(float x) { return emulated::exp10(x); }
 inline float __logf(float x) { return std::log(x); }

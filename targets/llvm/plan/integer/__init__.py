@@ -3,7 +3,7 @@
 A module of `FAMILIES` has ``find(nodes, taken) -> list[Region]``, in which a region's nodes are not among those `taken`
 by families before it, and ``emit(region, kernels, twins)``, which puts the kernel call in front of the region's last
 node and makes its result the twin of the region's value. Integer values that kernels read and write are uint8 (see
-`unsigned`), with twins like float ones.
+`targets.integer.signs`), with twins like float ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import ModuleType
 
 import onnx_ir as ir
 
+from graphopt.targets.integer.signs import make_unsigned
 from graphopt.targets.llvm.kernels.emit import Isa
 from graphopt.targets.llvm.plan.choice import Choices
 from graphopt.targets.llvm.plan.integer import behind, calls, few_bits, pools
@@ -22,7 +23,6 @@ from graphopt.targets.llvm.plan.integer.few_bits import Dense
 from graphopt.targets.llvm.plan.integer.layers import Layer
 from graphopt.targets.llvm.plan.integer.loosen import loosen
 from graphopt.targets.llvm.plan.integer.region import Region
-from graphopt.targets.llvm.plan.integer.unsigned import make_unsigned
 from graphopt.targets.llvm.plan.kernels import Kernels
 from graphopt.targets.llvm.plan.layout import Twins, image
 from graphopt.targets.llvm.plan.weights import WEIGHTED, make_float

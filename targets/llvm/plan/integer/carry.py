@@ -21,7 +21,7 @@ FIRST = frozenset(
 
 
 def carry(model: ir.Model) -> None:
-    """Rewrite the main graph of `model` in place; activations must be uint8 (see `unsigned`)."""
+    """Rewrite the main graph of `model` in place; activations must be uint8 (see `targets.integer.signs`)."""
     for node in list(model.graph):
         if node.domain != "":
             continue

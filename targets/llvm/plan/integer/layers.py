@@ -46,8 +46,8 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Behind:
-    """What follows the main node: its nodes, what is done, a step of the result if m is to be in those, and biases."""
+class Behind:
+    """What follows a product: its nodes, what is done, a step of the result if m is to be in those, and biases."""
 
     nodes: tuple[ir.Node, ...]
     finish: Finish
@@ -71,18 +71,18 @@ def _layer(node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> 
     if shaped is None:
         return None
     problem, weight = shaped
-    behind = _behind(node, position, taken)
+    after = behind(node, position, taken)
     scale = np.broadcast_to(x.scale * w.scale, (len(weight),))
     bias = bias_of(node.inputs[2] if len(node.inputs) > 2 else None, scale.astype(np.float64))
     if bias is None:
         return None
-    if behind.bias is not None:
-        more = np.rint(behind.bias / scale.astype(np.float64))
+    if after.bias is not None:
+        more = np.rint(after.bias / scale.astype(np.float64))
         if np.any(np.abs(more) >= 2**31):
             return None
         bias = (bias + more).astype(np.int64).astype(np.int32)
-    m = scale if behind.step is None else scale / behind.step
-    return Layer((node, *behind.nodes), x.value, problem, weight, bias, m, behind.finish, behind.residual)
+    m = scale if after.step is None else scale / after.step
+    return Layer((node, *after.nodes), x.value, problem, weight, bias, m, after.finish, after.residual)
 
 
 def _convolution(node: ir.Node, x: Quantized, w: Weight) -> tuple[Contraction, Array] | None:
@@ -115,26 +115,27 @@ def _dense(node: ir.Node, x: Quantized, w: Weight) -> tuple[Contraction, Array] 
     return Contraction(Conv(1, 1, 1, k, co, (1, 1)), x.zero, rows), weight[:, :, None, None]
 
 
-def _behind(node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> _Behind:
+def behind(node: ir.Node, position: dict[ir.Node, int], taken: set[ir.Node]) -> Behind:
+    """What follows the product `node` and is done before its result is stored."""
     found = tail(node, position, taken)
     nodes, formula = found.nodes[1:], found.epilogue
     q, result = _quantize(found.value, taken)
     if q is None or result is None:
-        return _Behind(nodes, Finish(None, formula=formula), found.residual, None, found.bias)
+        return Behind(nodes, Finish(None, formula=formula), found.residual, None, found.bias)
     nodes = (*nodes, q)
     bounded = Range(result.zero)
     if found.residual is not None:
         other, inside = dequantized(found.residual), bounds(formula.then, result)
         if other is not None and inside is not None and not formula.first:
             residual = Residual(other.zero, float(other.scale / result.scale))
-            return _Behind(nodes, Finish(inside, residual), other.value, result.scale, found.bias)
+            return Behind(nodes, Finish(inside, residual), other.value, result.scale, found.bias)
     else:
         inside = bounds(formula.first, result)
         if inside is not None:
-            kept = _Behind(nodes, Finish(inside), None, result.scale, found.bias)
+            kept = Behind(nodes, Finish(inside), None, result.scale, found.bias)
             return _added(kept, inside, result, position[node], position, taken) or kept
     finish = Finish(bounded, formula=formula, step=float(result.scale))
-    return _Behind(nodes, finish, found.residual, None, found.bias)
+    return Behind(nodes, finish, found.residual, None, found.bias)
 
 
 def _quantize(value: ir.Value, taken: set[ir.Node]) -> tuple[ir.Node | None, Quantized | None]:
@@ -146,8 +147,8 @@ def _quantize(value: ir.Value, taken: set[ir.Node]) -> tuple[ir.Node | None, Qua
 
 
 def _added(
-    kept: _Behind, inside: Range, inner: Quantized, at: int, position: dict[ir.Node, int], taken: set[ir.Node]
-) -> _Behind | None:
+    kept: Behind, inside: Range, inner: Quantized, at: int, position: dict[ir.Node, int], taken: set[ir.Node]
+) -> Behind | None:
     """`kept` with the addition of another 8-bit value that its own 8-bit result is only made for."""
     back = only_reader(inner.value)
     own = None if back is None or back in taken else dequantized(back.outputs[0])
@@ -174,7 +175,7 @@ def _added(
         return None
     worth = float(own.scale / result.scale)
     residual = Residual(other.zero, float(other.scale / result.scale), (inside, worth))
-    return _Behind((*kept.nodes, *nodes, q), Finish(limits, residual), other.value, kept.step, kept.bias)
+    return Behind((*kept.nodes, *nodes, q), Finish(limits, residual), other.value, kept.step, kept.bias)
 
 
 def bounds(activations: Sequence[Activation | Formula], result: Quantized) -> Range | None:

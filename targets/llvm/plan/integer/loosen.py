@@ -20,7 +20,7 @@ YIELDING = frozenset({*WEIGHTED, "Add", "BatchNormalization", "Sum"})
 
 
 def loosen(model: ir.Model) -> None:
-    """Rewrite the main graph of `model` in place; activations must be uint8 (see `unsigned`)."""
+    """Rewrite the main graph of `model` in place; activations must be uint8 (see `targets.integer.signs`)."""
     for node in list(model.graph):
         if node.domain == "" and node.op_type == "DequantizeLinear":
             _drop(node, model.graph)

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Program, Target
 from graphopt.targets.cuda.arch import as_tuple, check_archs, devices, known_archs, tvm_target
+from graphopt.targets.cuda.bfloat16 import with_shared_loads
 from graphopt.targets.cuda.compiler import Binary, routes
 from graphopt.targets.cuda.fatbin import fatbin
 from graphopt.targets.cuda.report import report, works
@@ -59,9 +60,10 @@ class Cuda(Target):
             launched = {name: launches(kernels[name]) for name in rules}
             executable = build(kernels, target)
         source = cuda_source(executable)
+        written = with_shared_loads(source)
         route = None if self.compiler == "best" else self.compiler
         with ThreadPoolExecutor() as pool:  # each arch is a process of the compiler's, or a call that lets others run
-            made = pool.map(functools.partial(compile_without_spills, source, route=route), archs)
+            made = pool.map(functools.partial(compile_without_spills, written, route=route), archs)
             binaries = dict(zip(archs, made, strict=True))
         cubins = {arch: binary.cubin for arch, binary in binaries.items() if binary.cubin is not None}
         return Program(
@@ -70,8 +72,8 @@ class Cuda(Target):
             inputs=lowered.inputs,
             outputs=lowered.outputs,
             device="cuda",
-            files=_files(source, binaries),
-            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules), source, checks)
+            files=_files(written, binaries),
+            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules), written, checks)
             | {"integer": integer},
         )
 

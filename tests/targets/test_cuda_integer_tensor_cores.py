@@ -5,69 +5,23 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from tvm import relax
 
-tvm = pytest.importorskip("tvm")
-
-import tvm_ffi  # noqa: E402
-from tvm import relax, te, tirx  # noqa: E402
-
-from graphopt.targets.cuda.arch import tvm_target  # noqa: E402
-from graphopt.targets.cuda.checks import check  # noqa: E402
-from graphopt.targets.cuda.kernels import build, schedule, to_loops  # noqa: E402
-from graphopt.targets.cuda.link import cuda_source  # noqa: E402
-from graphopt.testing.cuda_emulation import run_kernel  # noqa: E402
+from graphopt.testing.cuda_relax import compile_relax, emulate_relax
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++")
 
 
-def compiled(make: Callable[..., Any], arrays: list[np.ndarray], arch: str = "sm_80") -> tuple[str, Any, str]:
-    """CUDA C, scheduled function and rule of the one kernel that the Relax expression `make` becomes."""
-    builder = relax.BlockBuilder()
-    given = [relax.Var(f"x{i}", relax.TensorType(a.shape, str(a.dtype))) for i, a in enumerate(arrays)]
-    with builder.function("main", given):
-        with builder.dataflow():
-            result = builder.emit_output(make(builder, *given))
-        builder.emit_func_output(result)
-    target = tvm_target(arch)
-    with target:
-        module, origins = to_loops(builder.get(), {})
-        module, rules = schedule(module, target, origins)
-        (name,) = rules
-        check({name: module[name]}, target, origins, arch)
-        return cuda_source(build(module, target)), module[name], rules[name]
-
-
-def launch(function: Any) -> list[tuple[int, int, int]]:
-    """Grid and block of a scheduled function of fixed sizes."""
-    extents: dict[str, int] = {}
-
-    def loop(found: Any) -> None:
-        if found.thread_binding is not None:
-            extents[str(found.thread_binding.thread_tag)] = int(found.extent)
-
-    tvm_ffi.structural_walk(function.body, (tirx.For, loop))
-    return [tuple(extents.get(f"{kind}Idx.{axis}", 1) for axis in "xyz") for kind in ("block", "thread")]
-
-
-def emulated(make: Callable[..., Any], arrays: list[np.ndarray], arch: str = "sm_80", edit: Any = str) -> np.ndarray:
-    """What the kernel, which must be one of tensor cores, gives on the emulated device with all its checks."""
-    source, function, rule = compiled(make, arrays, arch)
+def emulated(make: Any, arrays: list[np.ndarray], arch: str = "sm_80", edit: Any = str) -> np.ndarray:
+    result, rule = emulate_relax(make, arrays, arch, edit)
     assert rule == "TensorCores"
-    name, parameters = re.findall(r"void __launch_bounds__\(\d+\) (\w+)\(([^()]*)\) \{", source)[0]
-    names = [text.split()[-1].removesuffix("_ptr") for text in parameters.split(",")]
-    result = function.params[-1]
-    empty = np.zeros([int(size) for size in result.shape], str(result.dtype))
-    arguments = [arrays[int(name[1:])] if re.fullmatch(r"x\d", name) else empty for name in names]
-    made = run_kernel(edit(source), name, *launch(function), arguments)
-    (at,) = (index for index, argument in enumerate(arguments) if argument is empty)
-    return made[at]
+    return result
 
 
 def random(rng: np.random.Generator, dtype: str, *shape: int) -> np.ndarray:
@@ -81,22 +35,13 @@ def matmul(_: Any, a: Any, b: Any) -> Any:
     return relax.op.matmul(a, b, out_dtype="int32")
 
 
-def matmul_by_columns(builder: Any, a: Any, b: Any) -> Any:
-    """The right operand as [j, k], as weights that are laid out for integers."""
-
-    def product(a: Any, b: Any) -> Any:
-        k = te.reduce_axis((0, a.shape[1]), "k")
-        return te.compute(
-            (a.shape[0], b.shape[0]),
-            lambda i, j: te.sum(a[i, k].astype("int32") * b[j, k].astype("int32"), axis=k),
-            name="matmul",
-        )
-
-    return builder.call_te(product, a, b)
+def matmul_by_columns(_: Any, a: Any, b: Any) -> Any:
+    """The right operand as [j, k], as weights that are laid out for integers: read where they lie."""
+    return relax.op.matmul(a, relax.op.permute_dims(b), out_dtype="int32")
 
 
 @needs_linux
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, phases=[Phase.generate])
 @given(
     sizes=st.tuples(st.integers(1, 70), st.integers(2, 150), st.integers(2, 70)),
     dtype=st.sampled_from(["int8", "uint8"]),
@@ -135,7 +80,7 @@ def test_convolutions_are_exact_with_a_border_of_zeros(arch, channels, stride):
 
 def test_rows_of_16_bytes_are_copied_asynchronously_where_a_border_is_too():
     x, w = np.zeros((1, 14, 14, 64), np.int8), np.zeros((96, 3, 3, 64), np.int8)
-    source, *_ = compiled(lambda *given: convolution(*given, padding=1), [x, w])
+    source, *_ = compile_relax(lambda *given: convolution(*given, padding=1), [x, w])
     assert "wmma::matrix_b, 16, 16, 16, signed char, nvcuda::wmma::col_major" in source
     kernel = source[source.index("conv2d_kernel(") :]
     assert len(re.findall(r"ptx_cp_async_legacy_pred_cg_16\w*\(", kernel)) >= 3  # two ahead, and those of the loop
@@ -165,7 +110,7 @@ def test_scale_residual_rounding_and_clipping_are_computed_as_results_leave():
 def test_what_tensor_cores_lack_gets_another_schedule(left, right):
     """wmma has products of two operands of one type, of 8 bits."""
     arrays = [np.zeros((32, 32), left), np.zeros((32, 32), right)]
-    *_, rule = compiled(matmul_by_columns, arrays)
+    *_, rule = compile_relax(matmul, arrays)
     assert rule != "TensorCores"
 
 

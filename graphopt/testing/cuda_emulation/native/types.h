@@ -128,8 +128,16 @@ VECTORS(long long, longlong, 16, 16, 16)
 VECTORS(unsigned long long, ulonglong, 16, 16, 16)
 VECTORS(float, float, 8, 16, 16)
 VECTORS(double, double, 16, 16, 16)
-struct alignas(4) __half2 { __half x, y; };
-struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct alignas(4) __half2 {
+  __half x, y;
+  __half2() = default;
+  __half2(__half x, __half y) : x(x), y(y) {}
+};
+struct alignas(4) __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+  __nv_bfloat162() = default;
+  __nv_bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) : x(x), y(y) {}
+};
 using half2 = __half2;
 using nv_bfloat162 = __nv_bfloat162;
 inline half2 make_half2(half x, half y) { return {x, y}; }

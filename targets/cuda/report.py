@@ -30,7 +30,7 @@ def works(
     rules: Mapping[str, str],
 ) -> list[Work]:
     """What each function that the model calls has to do: `loops` before scheduling, `launched` after it."""
-    from graphopt.targets.cuda.work import moved_bytes, output_elements
+    from graphopt.targets.cuda.work import moved_bytes, output_elements, product_type
 
     return [
         Work(
@@ -39,7 +39,7 @@ def works(
             macs=round(origins[name].macs_per_element * output_elements(loops[name])),
             moved=moved_bytes(loops[name]),
             blocks=max(launch.blocks for launch in launched[name]),
-            tensor_cores=rules[name] == "TensorCores",
+            tensor_cores=product_type(loops[name]) if rules[name] == "TensorCores" else None,
         )
         for name in launched
         if name in origins

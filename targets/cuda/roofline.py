@@ -21,14 +21,17 @@ NOTE = "an estimate from data sheets, a lower bound; not measured, not run on si
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One function: `calls` in a run, each with `macs` and `moved` bytes, on a grid of `blocks`."""
+    """One function: `calls` in a run, each with `macs` and `moved` bytes, on a grid of `blocks`.
+
+    `tensor_cores`: the type of the products that it does there ("float16", "int8"), as `gpus.toml` has their peaks.
+    """
 
     function: str
     calls: int
     macs: int
     moved: int
     blocks: int
-    tensor_cores: bool = False
+    tensor_cores: str | None = None
 
 
 def estimates(archs: Sequence[str], works: Sequence[Work]) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def _number(arch: str) -> int:
 
 def _row(work: Work, gpu: dict[str, Any]) -> dict[str, Any]:
     busy = min(1.0, max(work.blocks, 1) / gpu["sms"])  # open sizes count as 1, and half of that as no block
-    peak = gpu["float16" if work.tensor_cores else "float32"] * 1e12
+    peak = gpu[work.tensor_cores or "float32"] * 1e12
     arithmetic, memory = 2 * work.macs / (peak * busy), work.moved / (gpu["memory"] * 1e9)
     limit = "memory" if memory >= arithmetic else "few blocks" if busy < 1 else "arithmetic"
     limit = "tensor cores" if limit == "arithmetic" and work.tensor_cores else limit

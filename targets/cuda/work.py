@@ -46,6 +46,18 @@ def moved_bytes(function: Any) -> int:
     )
 
 
+def product_type(function: Any) -> str:
+    """Type of the products of a PrimFunc, not yet scheduled, in the words of `gpus.toml`; "float16" is all of 16 bits."""
+    sizes: list[int] = []
+
+    def block(found: Any) -> None:
+        if found.init is not None:
+            sizes.append(tvm.DataType(str(found.reads[0].source.dtype)).bits)
+
+    tvm_ffi.structural_walk(function.body, (SBlock, block))
+    return "int8" if min(sizes, default=16) == 8 else "float16"
+
+
 def output_elements(function: Any) -> int:
     """Elements of a PrimFunc's last parameter, which it writes."""
     return _elements(_buffers(function)[-1])

@@ -163,7 +163,8 @@ def test_the_roofline_is_the_slower_of_products_and_bytes():
 
     assert limit(macs=10**9) == (pytest.approx(2 * 2e9 / 19.5e6), "arithmetic")
     assert limit(macs=10**9, blocks=54) == (pytest.approx(4 * 2e9 / 19.5e6), "few blocks")
-    assert limit(macs=10**9, tensor_cores=True) == (pytest.approx(2 * 2e9 / 312e6), "tensor cores")
+    assert limit(macs=10**9, tensor_cores="float16") == (pytest.approx(2 * 2e9 / 312e6), "tensor cores")
+    assert limit(macs=10**9, tensor_cores="int8") == (pytest.approx(2 * 2e9 / 624e6), "tensor cores")
     assert limit(macs=10**6, moved=10**9) == (pytest.approx(2 * 1e9 / 2039e3), "memory")
     assert limit(macs=10**6, blocks=0) == limit(macs=10**6, blocks=1)  # half of an open size that counts as 1
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tvm import relax
+from tvm import relax, te
 
+from graphopt.targets.cuda.work import product_type
 from graphopt.testing.cuda_relax import compile_relax, emulate_relax
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++")
@@ -120,3 +121,11 @@ def test_a_wrong_column_is_seen():
     a, b = random(rng, "int8", 32, 64), random(rng, "int8", 32, 64)
     got = emulated(matmul_by_columns, [a, b], edit=lambda source: source.replace("col_major", "row_major"))
     assert (got != a.astype(np.int32) @ b.astype(np.int32).T).any()
+
+
+@pytest.mark.parametrize(("dtype", "sums", "told"), [("int8", "int32", "int8"), ("float16", "float32", "float16")])
+def test_estimates_take_the_peak_of_the_products_type(dtype, sums, told):
+    a, b = (te.placeholder((32, 32), dtype, name=name) for name in "ab")
+    k = te.reduce_axis((0, 32), "k")
+    c = te.compute((32, 32), lambda i, j: te.sum(a[i, k].astype(sums) * b[k, j].astype(sums), axis=k))
+    assert product_type(te.create_prim_func([a, b, c])) == told

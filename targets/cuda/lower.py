@@ -1,4 +1,4 @@
-"""From ONNX to Relax as the GPU wants it: quantized regions in integers, convolutions channels last."""
+"""From ONNX to Relax as the GPU wants it: float32 sums, quantized regions in integers, convolutions channels last."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from graphopt.targets.cuda.integer import to_integers
 from graphopt.targets.cuda.layout import channels_last
 from graphopt.targets.lowering import Lowered, lower
+from graphopt.targets.lowering.decompose.halves import PRODUCTS, SUMMING, sum_in_float32
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,8 +21,9 @@ def lower_for_gpu(model: ir.Model) -> tuple[Lowered, dict[str, str]]:
     """
     integer: dict[str, str] = {}
 
-    def onto_integers(canonical: ir.Model) -> None:
+    def prepare(canonical: ir.Model) -> None:
+        sum_in_float32(canonical, SUMMING - PRODUCTS)  # products: `half`, which keeps their operands for tensor cores
         integer.update(to_integers(canonical))
 
-    lowered = channels_last(lower(model, onto_integers))
+    lowered = channels_last(lower(model, prepare))
     return lowered, integer

@@ -8,32 +8,23 @@ from graphopt.graph import constant_array
 from graphopt.targets.lowering.nodes import constant, put, take_place
 
 D = ir.DataType
-SUMMING = frozenset(
-    {
-        "MatMul",
-        "Gemm",
-        "Conv",
-        "ConvTranspose",
-        "Softmax",
-        "LogSoftmax",
-        "ReduceSum",
-        "ReduceMean",
-        "ReduceL1",
-        "ReduceL2",
-    }
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+SUMMING = (
+    PRODUCTS
+    | {"Softmax", "LogSoftmax", "ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2"}
     | {"ReduceSumSquare", "ReduceLogSumExp", "LayerNormalization", "InstanceNormalization", "Einsum", "CumSum"}
-    | {"AveragePool", "GlobalAveragePool", "LpPool", "RMSNormalization", "GroupNormalization"}
+    | {"AveragePool", "GlobalAveragePool", "LpPool", "RMSNormalization", "GroupNormalization", "LRN"}
 )
 HALVES = (D.FLOAT16, D.BFLOAT16)
 
 
-def sum_in_float32(model: ir.Model) -> None:
-    """Put casts around every operator of the main graph that sums 16-bit floats, in place."""
+def sum_in_float32(model: ir.Model, operators: frozenset[str] = SUMMING) -> None:
+    """Put casts around every one of `operators` in the main graph that sums 16-bit floats, in place."""
     for node in list(model.graph):
         y = node.outputs[0]
         if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
             continue
-        if node.domain != "" or node.op_type not in SUMMING or y.dtype is None or y.dtype not in HALVES:
+        if node.domain != "" or node.op_type not in operators or y.dtype is None or y.dtype not in HALVES:
             continue
         inputs = [
             _wide(node, value) if value is not None and value.dtype == y.dtype else value for value in node.inputs

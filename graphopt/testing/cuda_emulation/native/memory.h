@@ -34,7 +34,8 @@ static Region* regions; /* all of shared memory */
 
 /* Ordered before what the running thread does now: a barrier lies between, or its warp has met since. */
 inline bool ordered(const Access& a) {
-  return a.barrier != here.barrier || a.thread == here.thread || (a.warp == here.warp && a.step < here.warp_step);
+  return a.barrier != here.barrier || (a.thread == here.thread && a.thread != SEVERAL) ||
+         (a.warp == here.warp && a.warp != SEVERAL && a.step < here.warp_step);
 }
 
 inline void check(const void* at, size_t bytes, const Region* region, bool writes, size_t alignment = 1) {
@@ -50,9 +51,13 @@ inline void check(const void* at, size_t bytes, const Region* region, bool write
     Cell& cell = region->cells[i];
     if (cell.copied >= here.first_barrier)
       fail("%s byte %zu of shared %s while an asynchronous copy to it is under way", verb, i * region->grain, region->name);
-    if (!ordered(cell.write))
-      fail("%s byte %zu of shared %s, which thread %u writes with no barrier between", verb, i * region->grain,
-           region->name, cell.write.thread);
+    if (!ordered(cell.write)) {
+      if (cell.write.thread == SEVERAL)
+        fail("%s byte %zu of shared %s, which a fragment is stored to with no barrier between", verb, i * region->grain, region->name);
+      else
+        fail("%s byte %zu of shared %s, which thread %u writes with no barrier between", verb, i * region->grain,
+             region->name, cell.write.thread);
+    }
     if (writes) {
       if (!ordered(cell.read))
         fail("writes byte %zu of shared %s, which %s reads with no barrier between", i * region->grain, region->name,

@@ -33,12 +33,17 @@ template <class F, class V> void fill_fragment(F& f, V value) {
   for (auto& x : f.x) x = value;
 }
 
-/* Calls `at(element of this lane, its offset in memory)` for each. */
+/* Calls `at(element of this lane, its offset in memory)` for each. As another lane may have it on a device, it is touched
+   by no thread in particular: before the next barrier of the block nobody else may, not even in this warp. */
 template <class F, class Each> void each(F& f, unsigned stride, bool by_rows, Each at) {
+  const emulated::Where mine = emulated::here;
+  const int lane = LANE;
+  emulated::here.thread = emulated::here.warp = emulated::SEVERAL;
   for (int i = 0; i < F::num_elements; i++) {
-    int e = i * 32 + LANE, row = e / F::columns, column = e % F::columns;
+    int e = i * 32 + lane, row = e / F::columns, column = e % F::columns;
     at(f.x[i], by_rows ? row * (int64_t)stride + column : column * (int64_t)stride + row);
   }
+  emulated::here = mine;
 }
 
 /* Matrices begin at multiples of 32 bytes, and their rows at multiples of 16 (CUDA C++ Programming Guide, wmma); those of

@@ -39,6 +39,7 @@ _BIG_CORES = 1
 _BOUND = "graphopt.bound"  # the entry with the weights in place
 SHAPES = 16  # different input shapes after which memory kept for them is given back
 _THREADS = threading.local()
+_GPU = threading.RLock()  # while a first call captures a CUDA graph, no other thread may use the default stream
 
 
 def available_threads() -> int:
@@ -144,12 +145,13 @@ class Session:
             start_cuda()
         self.threads = check_threads(threads)
         self._device = tvm_ffi.device("cuda", 0) if device == "cuda" else None
+        self._turn = _GPU if device == "cuda" else contextlib.nullcontext()
         self._name = entry
         self.weights: list[Any] = []
         self._kept: dict[int, tuple[Array, Any]] = {}
         self._shapes: set[tuple[int, tuple[int, ...]]] = set()
         try:
-            with _compiler() if device == "cuda" else contextlib.nullcontext():
+            with self._turn, _compiler() if device == "cuda" else contextlib.nullcontext():
                 self.library = _load_library(library)
                 machine = self.library["vm_load_executable"]()
             kinds = [_CUDA, _CPU] if device == "cuda" else [_CPU]
@@ -161,7 +163,8 @@ class Session:
 
     def set_weights(self, weights: Sequence[Array]) -> None:
         """Give the tensors that follow the inputs in every call; on the CPU they are used where they lie."""
-        self.weights = [self._place(array) for array in weights]
+        with self._turn:
+            self.weights = [self._place(array) for array in weights]
         self._entry = self._bound(self._name)
 
     def instrument(self, around: Callable[..., None] | None) -> None:
@@ -183,21 +186,23 @@ class Session:
             DataError: the program refused the inputs' shapes.
         """
         limit_threads(self.threads)
-        tensors = [self._input(index, array) for index, array in enumerate(inputs)]
-        try:
-            result = self._entry(*tensors)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise refused(error) from error
-        return [to_array(item) for item in leaves(result)]
+        with self._turn:
+            tensors = [self._input(index, array) for index, array in enumerate(inputs)]
+            try:
+                result = self._entry(*tensors)
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise refused(error) from error
+            return [to_array(item) for item in leaves(result)]
 
     def between(self, inputs: Sequence[Array]) -> list[Array]:
         """As a call, without copies where that can be: inputs are read where they lie, results are views."""
         limit_threads(self.threads)
-        try:
-            result = self._entry(*map(self._place, inputs))
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise refused(error) from error
-        return [view_of(item) for item in leaves(result)]
+        with self._turn:
+            try:
+                result = self._entry(*map(self._place, inputs))
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise refused(error) from error
+            return [view_of(item) for item in leaves(result)]
 
     def _input(self, index: int, array: Array) -> Any:
         """The array as a tensor. On the CPU it is copied to a place kept for it: few arrays are aligned as needed."""

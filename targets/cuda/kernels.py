@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import tvm
@@ -14,23 +14,29 @@ from tvm.s_tir import SBlock, dlight
 
 from graphopt.errors import LoweringError
 from graphopt.targets.cuda.copies import PIPELINE
+from graphopt.targets.cuda.graphs import Graphs, captured, count, open_sizes, with_planned_workspaces
 from graphopt.targets.cuda.half import sum_in_float32
 from graphopt.targets.cuda.rounding import round_products
 from graphopt.targets.cuda.short_sums import ShortSums
 from graphopt.targets.cuda.tensor_cores import TensorCores
 from graphopt.targets.cuda.transposed import read_transposed
 from graphopt.targets.cuda.unit_sums import without_unit_sums
+from graphopt.targets.cuda.work import Launch
 from graphopt.targets.lowering.origins import Origin, at_products, origins_of_functions
 from graphopt.targets.lowering.size_order import sizes_in_order
 
 IS_SCHEDULED = "tirx.is_scheduled"
 
-TO_VIRTUAL_MACHINE = tvm.transform.Sequential(
+MEMORY_PLAN = tvm.transform.Sequential(
     [
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),
         transform.StaticPlanBlockMemory(),
+    ]
+)
+INSTRUCTIONS = tvm.transform.Sequential(
+    [
         transform.LowerAllocTensor(),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
@@ -40,6 +46,7 @@ TO_VIRTUAL_MACHINE = tvm.transform.Sequential(
         transform.AttachGlobalSymbol(),
     ]
 )
+TO_VIRTUAL_MACHINE = tvm.transform.Sequential([MEMORY_PLAN, INSTRUCTIONS])
 """Memory planned, and what calls the kernels turned into the virtual machine's instructions."""
 
 
@@ -145,16 +152,28 @@ def _first_that_fits(
     return None, said
 
 
-def build(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:
+def build(
+    module: tvm.IRModule, target: tvm.target.Target, launched: Mapping[str, Sequence[Launch]], *, graphs: bool = True
+) -> tuple[tvm.runtime.Executable, Graphs]:
     """Compile scheduled kernels to CUDA C, and what calls them to the virtual machine's instructions.
+
+    `launched`: the kernels of each function. Also gives what of them is launched as CUDA graphs, where `graphs` are
+    wanted.
 
     Raises:
         LoweringError: TVM can't generate code for a kernel.
     """
     # cp.async where a schedule asks for it; no buffer in another's memory, whose type tensor-core stores then mistake.
     settings = {"tirx.use_async_copy": True, "tirx.disable_storage_rewrite": True}
+    left_out = "switched off"
     with _tvm("write the kernels in CUDA C"), tvm.transform.PassContext(config=settings):
-        return relax.build(module, target, relax_pipeline=TO_VIRTUAL_MACHINE, tir_pipeline=PIPELINE)
+        if graphs and not open_sizes(module):
+            module = with_planned_workspaces(module)
+        module = MEMORY_PLAN(module)
+        if graphs:
+            module, left_out = captured(module)
+        executable = relax.build(module, target, relax_pipeline=INSTRUCTIONS, tir_pipeline=PIPELINE)
+    return executable, count(module, launched, left_out)
 
 
 @contextlib.contextmanager

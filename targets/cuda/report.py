@@ -17,6 +17,7 @@ from graphopt.targets.cuda.sass import Instructions, instructions, tensor_core_s
 if TYPE_CHECKING:
     import tvm
 
+    from graphopt.targets.cuda.graphs import Graphs
     from graphopt.targets.cuda.work import Launch
     from graphopt.targets.lowering.origins import Origin
 
@@ -54,6 +55,7 @@ def report(
     todo: Sequence[Work],
     source: str,
     checks: Mapping[str, Any],
+    graphs: Graphs,
 ) -> dict[str, Any]:
     """The account of a build: `binaries` by architecture, `checks` those of `graphopt.targets.cuda.checks.check`, the
     others by function.
@@ -90,6 +92,7 @@ def report(
         "tensor_core_share": share,
         "counted": counted,
         "checks": dict(checks),
+        "cuda_graphs": dataclasses.asdict(graphs),
         "estimates": estimates(list(binaries), todo),
         "run": "not run: compiling never runs the kernels" if devices() else "not run: no CUDA device on this machine",
     }

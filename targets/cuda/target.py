@@ -28,12 +28,14 @@ class Cuda(Target):
 
     `arch`: the GPU's architecture, such as sm_80 (A100) or sm_90 (H100), or several, as in [sm_80,sm_90]: kernels are
     scheduled for the oldest and compiled for each. `compiler`: nvcc, nvrtc, or source to leave the CUDA C to be
-    compiled beside the GPU; best takes the first there is.
+    compiled beside the GPU; best takes the first there is. `graphs`: where no size is open, kernels that touch neither
+    inputs nor outputs are launched together, as CUDA graphs.
     """
 
     name: ClassVar[str] = "cuda"
     arch: Annotated[str | tuple[str, ...], AfterValidator(check_archs)] = "sm_80"
     compiler: Literal["best", "nvcc", "nvrtc", "source"] = "best"
+    graphs: bool = True
 
     def build(self, model: ir.Model, context: Context) -> Program:
         """Compile `model`'s kernels for the GPU, and the host code that calls them for this kind of CPU.
@@ -58,7 +60,7 @@ class Cuda(Target):
             kernels, rules = schedule(module, target, origins)
             checks = check({name: kernels[name] for name in rules}, target, origins, archs[0])
             launched = {name: launches(kernels[name]) for name in rules}
-            executable = build(kernels, target)
+            executable, graphs = build(kernels, target, launched, graphs=self.graphs)
         source = cuda_source(executable)
         written = with_shared_loads(source)
         route = None if self.compiler == "best" else self.compiler
@@ -66,6 +68,7 @@ class Cuda(Target):
             made = pool.map(functools.partial(compile_without_spills, written, route=route), archs)
             binaries = dict(zip(archs, made, strict=True))
         cubins = {arch: binary.cubin for arch, binary in binaries.items() if binary.cubin is not None}
+        todo = works(loops, launched, origins, rules)
         return Program(
             library=to_library(executable, fatbin(cubins) if cubins else None, source),
             weights=lowered.weights,
@@ -73,8 +76,7 @@ class Cuda(Target):
             outputs=lowered.outputs,
             device="cuda",
             files=_files(written, binaries),
-            report=report(binaries, rules, origins, launched, works(loops, launched, origins, rules), written, checks)
-            | {"integer": integer},
+            report=report(binaries, rules, origins, launched, todo, written, checks, graphs) | {"integer": integer},
         )
 
     @classmethod

@@ -84,7 +84,9 @@ def _launcher(kernel: str, bound: str | None, parameters: list[tuple[str, str]],
             values.append(f"*({kind}*)arguments[{index}]")
     given = "".join(f"  auto given_{index} = {value};\n" for index, value in enumerate(values))
     passed = ", ".join(f"given_{index}" for index in range(len(values)))
+    sizes = ", ".join(["8" if kind.startswith("ptr<") else f"sizeof({kind})" for kind, _ in parameters])
     return f"""
+extern "C" unsigned sizes_of_{kernel}[] = {{{len(parameters)}, {sizes}}};
 extern "C" void emulated_{kernel}(const unsigned* grid, const unsigned* block, unsigned shared, void** arguments) {{
   static emulated::Region regions[{len(parameters) + 1}];
 {given}  auto body = [&] {{ {kernel}({passed}); }};

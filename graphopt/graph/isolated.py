@@ -34,10 +34,15 @@ def call(operation: bytes, model: bytes) -> bytes:
         server = _server()
         assert server.stdin is not None
         assert server.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # what ended it is told below
-            server.stdin.write(HEADER.pack(operation, len(model)) + model)
-            server.stdin.flush()
-        answer = _answer(server.stdout)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # what ended it is told below
+                server.stdin.write(HEADER.pack(operation, len(model)) + model)
+                server.stdin.flush()
+            answer = _answer(server.stdout)
+        except BaseException:  # Ctrl-C: its answer must not be taken for the next call's
+            server.kill()
+            del _servers[os.getpid()]
+            raise
         if answer is None:
             del _servers[os.getpid()]
             raise ModelError(_end_of(server))

@@ -44,7 +44,8 @@ def raise_opset(model: ir.Model, version: int) -> None:
     for node in nodes:
         if before < 18 <= version and node.op_type in _AXES_INPUT:
             _axes_to_input(model.graph, node)
-        elif before < 18 <= version and node.op_type == "Split" and len(node.inputs) < 2:
+        elif before < 18 <= version and node.op_type == "Split" and not any(node.inputs[1:]):
+            node.resize_inputs(1)
             node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
         elif before < 16 <= version and node.op_type == "RoiAlign":
             old = ir.AttrString("coordinate_transformation_mode", "output_half_pixel")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -79,6 +79,27 @@ def forget_shapes(model: ir.Model) -> None:
         for node in graph:
             for value in node.outputs:
                 value.shape = None
+
+
+def keep_dims(model: ir.Model, declared: Mapping[str, ir.Shape]) -> None:
+    """Say of the outputs of `model` what was `declared` of them, where less is known now; in place.
+
+    What a rewrite makes yield an output may not know that a dimension is one of an input's.
+    """
+    names = open_dims(model)
+    for value in model.graph.outputs:
+        old, new = declared.get(str(value.name)), value.shape
+        if old is not None and new is None:
+            value.shape = old
+        elif old is not None and new is not None and len(old) == len(new):
+            value.shape = ir.Shape(
+                [o if _is_of(o, names) > _is_of(n, names) else n for o, n in zip(old, new, strict=True)]
+            )
+
+
+def _is_of(dim: int | ir.SymbolicDim, names: Container[str]) -> bool:
+    """Is it a number, or one of `names`?"""
+    return isinstance(dim, int) or str(dim.value) in names
 
 
 _Read = Callable[[bytes], "tuple[ir.TypeProtocol | None, ir.Shape | None]"]

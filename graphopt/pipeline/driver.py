@@ -15,6 +15,7 @@ from graphopt.base import Context, Pass, Report
 from graphopt.errors import GraphoptError, PassError
 from graphopt.graph import provenance
 from graphopt.graph.edit import forget_names
+from graphopt.graph.shapes import keep_dims
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -54,10 +55,11 @@ class Observer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """The graph before a pass: what tells whether it changed, and where its nodes came from."""
+    """The graph before a pass: what tells whether it changed, where its nodes came from, what its outputs are."""
 
     fingerprint: int
     known: provenance.Snapshot
+    declared: dict[str, ir.Shape]
 
 
 def run(
@@ -76,7 +78,7 @@ def run(
     model = model.clone()
     observers = list(observers)
     steps: list[Step] = []
-    state = _State(_fingerprint(model), provenance.snapshot(model))
+    state = _state(model)
     for index, pass_ in enumerate(passes):
         try:
             for observer in observers:
@@ -85,8 +87,9 @@ def run(
             changed = _fingerprint(model) != state.fingerprint
             if changed:
                 common.NameFixPass()(model)
+                keep_dims(model, state.declared)
                 provenance.stamp(model, state.known, pass_.name)
-                state = _State(_fingerprint(model), provenance.snapshot(model))
+                state = _state(model)
             step = Step(pass_, report, changed, seconds)
             for observer in observers:
                 observer.after(model, step)
@@ -96,6 +99,11 @@ def run(
             raise
         steps.append(step)
     return Result(model, steps)
+
+
+def _state(model: ir.Model) -> _State:
+    declared = {str(value.name): value.shape for value in model.graph.outputs if value.shape is not None}
+    return _State(_fingerprint(model), provenance.snapshot(model), declared)
 
 
 def _apply(pass_: Pass, model: ir.Model, context: Context) -> tuple[Report, float]:

@@ -34,7 +34,8 @@ def worst_error(want: Array, got: Array, rtol: float, atol: float) -> tuple[floa
     if not finite.any():
         return 0.0, atol
     a, b = a[finite], b[finite]
-    return float(np.abs(a - b).max()), atol + rtol * float(np.abs(a).max())
+    least = float(want.dtype.kind in "iu" and not np.array_equal(want, got))  # float64 has 53 bits
+    return max(float(np.abs(a - b).max()), least), atol + rtol * float(np.abs(a).max())
 
 
 def check_preserved(

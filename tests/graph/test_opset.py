@@ -38,6 +38,17 @@ def test_results_stay(name):
     assert [sources(n) for n in after.graph] == [sources(n) for n in before.graph]
 
 
+def test_a_split_whose_sizes_are_named_empty():
+    """An optional input may be left out, or be there without a name."""
+    before = build("split")
+    after = before.clone()
+    next(iter(after.graph)).resize_inputs(2)
+    raise_opset(after, 21)
+    normalise(after)
+    feeds = {"x": np.arange(288, dtype=np.float32).reshape(2, 4, 6, 6)}
+    np.testing.assert_array_equal(oracle.run(after, feeds)["y"], oracle.run(before, feeds)["y"])
+
+
 def test_inside_a_branch_too():
     before = from_text(
         '<ir_version: 8, opset_import: ["": 13]> g (bool c, float[2,3] x) => (float[2,1] y) { y = If (c) <'

@@ -19,7 +19,7 @@ from graphopt.pipeline.observers import (
     VerifyStructure,
 )
 from graphopt.pipeline.verify import check_preserved
-from graphopt.testing import assert_equivalent, op_types, random_feeds
+from graphopt.testing import assert_equivalent, from_text, op_types, random_feeds
 
 pytestmark = pytest.mark.usefixtures("plugin")
 
@@ -141,3 +141,27 @@ def test_nodes_a_pass_made_or_merged_carry_its_name(small: ir.Model):
     result = run(small, parse_pipeline("relu-to-max"))
     passes = [json.loads(node.metadata_props.get("graphopt.passes", "[]")) for node in result.model.graph]
     assert passes == [[], ["relu-to-max"], []]
+
+
+def test_large_integers_are_compared_exactly():
+    """2**60 and 2**60 + 1 are the same float64."""
+    before, after = ({"y": np.array([2**60 + k])} for k in (0, 1))
+    assert check_preserved("a pass", EXACT, before, before) == 0.0
+    with pytest.raises(PassError, match="moved output 'y' by 1 "):
+        check_preserved("a pass", EXACT, before, after)
+
+
+def test_outputs_keep_the_names_of_their_dimensions():
+    """What yields an output may know less of its sizes than the output declares."""
+    model = from_text(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[batch,4] x, int64[2] shape) => (float[batch,2] y) {
+            a = Reshape(x, shape)
+            y = Identity(a)
+        }
+        """
+    )
+    result = run(model, parse_pipeline("fold-constants"), observers=[VerifyStructure()]).model
+    assert op_types(result) == ["Reshape"]
+    assert str(result.graph.outputs[0].shape) == "[batch,2]"

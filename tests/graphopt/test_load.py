@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import oracle
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.graph import bind_dims, from_proto, infer_shapes, load, normalise, save, sources
+from graphopt.graph import bind_dims, from_proto, infer_shapes, isolated, load, normalise, onnx_library, save, sources
 from graphopt.graph.external import HELD_BELOW
 from graphopt.testing import from_text, op_types
 
@@ -327,3 +327,18 @@ def test_shape_inference_raises_on_contradiction(small: ir.Model):
 def test_models_of_text_become_normal():
     model = from_text('<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
     assert op_types(model) == ["Relu"]
+
+
+def test_an_interrupted_call_of_onnx_leaves_no_answer_for_the_next(monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C in a notebook while a model is checked: the next model must not get that one's shapes."""
+
+    def interrupted(_: object):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    one, two = (proto([helper.make_node(op, ["x"], ["y"])]).SerializeToString() for op in ("Relu", "Neg"))
+    monkeypatch.setattr(isolated, "_answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        isolated.call(onnx_library.INFER, one)
+    answer = onnx.ModelProto.FromString(isolated.call(onnx_library.INFER, two))
+    assert [node.op_type for node in answer.graph.node] == ["Neg"]

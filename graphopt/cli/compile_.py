@@ -60,6 +60,8 @@ def compile_(
     from graphopt.pipeline import make_target
     from graphopt.report import of_artifact
 
+    if output.suffix != ".gopt":
+        raise UsageError(f"can't write {output}: an artifact's name ends in .gopt, by which other commands know it.")
     choices = o.Choices(
         pipeline, recipe, level, preset, plugin, calibration, dim, seed, verify,
         print_each, dump_each, stop_after, bisect_limit, reproducer,

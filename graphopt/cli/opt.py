@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli import options as o
+from graphopt.errors import UsageError
 
 
 def opt(
@@ -40,6 +41,8 @@ def opt(
     from graphopt.graph.cost import totals
     from graphopt.report import of_result
 
+    if output.suffix == ".gopt":
+        raise UsageError(f"can't write {output}: opt gives an ONNX model; graphopt compile gives an artifact.")
     choices = o.Choices(
         pipeline, recipe, level, preset, plugin, calibration, dim, seed, verify,
         print_each, dump_each, stop_after, bisect_limit, reproducer,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from graphopt.errors import UsageError
+from graphopt.errors import PassError, UsageError
 from graphopt.sizes import Sizes, parse
 
 if TYPE_CHECKING:
@@ -177,15 +177,22 @@ def run_passes(model: ir.Model, passes: Sequence[Pass], choices: Choices, target
     """Run `passes` over a model in normal form, with the data and the watchers that were chosen."""
     from graphopt.api import run_opened
 
-    return run_opened(
-        model,
-        passes,
-        calibration=choices.calibration,
-        seed=choices.seed,
-        verify=choices.verify,
-        observers=_observers(choices),
-        target=target,
-    )
+    try:
+        return run_opened(
+            model,
+            passes,
+            calibration=choices.calibration,
+            seed=choices.seed,
+            verify=choices.verify,
+            observers=_observers(choices),
+            target=target,
+        )
+    except PassError:
+        if choices.reproducer is not None:
+            typer.echo(
+                f"kept in {choices.reproducer}: the graph that the pass was given, and the passes left", err=True
+            )
+        raise
 
 
 def _observers(choices: Choices) -> list[Observer]:

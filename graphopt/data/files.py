@@ -26,7 +26,8 @@ def read_npz(path: Path) -> Feeds:
                 raise ValueError("it holds one array; save it with numpy.savez(path, input_name=array)")
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # np.load raises whatever the damaged bytes lead to
-        raise DataError(f"{path} is not a readable .npz file: {error}.") from error
+        why = "it holds no arrays, or pickled objects" if "pickle" in str(error) else str(error).rstrip(".")
+        raise DataError(f"{path} is not a readable .npz file: {why}.") from error
 
 
 def write_npz(path: Path, arrays: Feeds) -> None:

@@ -52,7 +52,7 @@ def open_data(source: Source, model: ir.Model, batch_size: int = 32) -> Batches:
     `DataError` that names the input, what it needs and what came.
     """
     inputs = list(model.graph.inputs)
-    fixed = _fixed_batch(inputs)
+    fixed = fixed_batch(inputs)
     divisible = fixed is None and all(v.shape is not None and v.shape.rank() and v.shape.is_dynamic(0) for v in inputs)
     read = _reader(source, inputs, fixed or batch_size)
     label = f"{os.fspath(source)}: " if isinstance(source, str | os.PathLike) else ""
@@ -74,8 +74,8 @@ def open_data(source: Source, model: ir.Model, batch_size: int = 32) -> Batches:
     return Batches(make, divisible=divisible)
 
 
-def _fixed_batch(inputs: Sequence[ir.Value]) -> int | None:
-    """The fixed leading dimension that all inputs share, or None."""
+def fixed_batch(inputs: Sequence[ir.Value]) -> int | None:
+    """The fixed leading dimension that all inputs share, or None: data comes in batches of exactly so many samples."""
     leading = {v.shape[0] if v.shape is not None and v.shape.rank() else None for v in inputs}
     only = leading.pop() if len(leading) == 1 else None
     return only if isinstance(only, int) and only > 0 else None

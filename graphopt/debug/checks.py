@@ -154,7 +154,7 @@ def keeps(before: ir.Model, pass_: Pass, feeds: Feeds, outputs: Feeds | None = N
     def check(model: ir.Model) -> Verdict:
         from graphopt.graph import check as valid
         from graphopt.graph import infer_shapes
-        from graphopt.pipeline.verify import check_preserved
+        from graphopt.pipeline.verify import WAYS_OUT, check_preserved
 
         try:
             valid(model)
@@ -168,7 +168,7 @@ def keeps(before: ir.Model, pass_: Pass, feeds: Feeds, outputs: Feeds | None = N
         try:
             check_preserved(f"pass {pass_.name!r}", pass_.preserves, wanted, got)
         except PassError as error:
-            return Verdict(True, f"{pass_.name}: numbers", str(error).split(" See --reproducer")[0])
+            return Verdict(True, f"{pass_.name}: numbers", str(error).removesuffix(WAYS_OUT))
         return GOOD
 
     return check

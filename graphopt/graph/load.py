@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,7 +117,10 @@ def _read(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not an ONNX model, or it is cut short: {error}.") from error
+        if zipfile.is_zipfile(path):
+            said = "is a zip archive, as artifacts (.gopt) and .npz files are, and this needs an ONNX model."
+            raise ModelError(f"{path} {said}") from error
+        raise ModelError(f"{path} is not an ONNX model, or it is cut short: {str(error).rstrip('.')}.") from error
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror or error}.") from error
 

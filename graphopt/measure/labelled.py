@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from graphopt.data import Feeds, open_data
+from graphopt.data.files import read_npz
+from graphopt.data.source import fixed_batch
 from graphopt.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def labelled(path: Path, model: ir.Model, metric: Metric = "accuracy", labels: s
     """
     from graphopt.models.base import Evaluation
 
-    arrays = _read(path)
+    arrays = read_npz(path)
     output = str(model.graph.outputs[0].name)
     truth = arrays.pop(labels, None)
     inputs = {str(value.name) for value in model.graph.inputs}
@@ -45,7 +47,7 @@ def labelled(path: Path, model: ir.Model, metric: Metric = "accuracy", labels: s
         raise DataError(f"{path} has no array {labels!r}; it has {', '.join(arrays)}. Name it with --labels.")
     if truth.dtype.kind not in "iu":
         raise DataError(f"the labels {labels!r} of {path} are {truth.dtype}; class numbers are needed.")
-    answer = truth.reshape(-1)
+    answer = _of_whole_batches(np.atleast_1d(truth), arrays, model).reshape(-1)
 
     def score(outputs: Iterable[Feeds]) -> float:
         given = _answers(outputs)
@@ -76,14 +78,12 @@ def agreement(model: ir.Model, batches: Batches) -> Evaluation:
     return Evaluation("agreement", len(answer), lambda: iter(batches), score)
 
 
-def _read(path: Path) -> dict[str, Array]:
-    if not path.is_file():
-        raise DataError(f"there is no labelled data at {path}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except Exception as error:  # np.load raises whatever the damaged bytes lead to
-        raise DataError(f"{path} is not a readable .npz file: {error}.") from None
+def _of_whole_batches(truth: Array, arrays: Feeds, model: ir.Model) -> Array:
+    """The labels of the samples that a model of a fixed batch is run on: what does not fill a batch is left out."""
+    size = fixed_batch(model.graph.inputs)
+    if size is None or any(v.shape is not None and arrays[str(v.name)].ndim > len(v.shape) for v in model.graph.inputs):
+        return truth  # no fixed batch, or each sample is a whole value
+    return truth[: len(truth) - len(truth) % size]
 
 
 def _answers(outputs: Iterable[Feeds]) -> Array:

@@ -68,7 +68,7 @@ def _joined(rows: Sequence[Node], stages: list[int]) -> list[int]:
             consumers[p].add(k)
     for stage in range(max(stages, default=0) - 1):
         nodes = [k for k, s in enumerate(stages) if s == stage]
-        free = all(stages[c] in (stage, *range(stage + 2, len(rows) + 2)) for k in nodes for c in consumers[k])
+        free = all(stages[c] != stage + 1 for k in nodes for c in consumers[k])
         if nodes and stage + 2 in stages and free:
             stages = [stage + 2 if s == stage else s for s in stages]
     return stages

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
+WAYS_OUT = " graphopt bisect finds the change that does it; --reproducer DIR keeps the graph that the pass was given."
 NUMBERS = "fiubV"
 """Kinds of dtypes that are numbers; V is ml_dtypes'. Others (strings, objects) are equal or not."""
 
@@ -59,10 +60,7 @@ def check_preserved(
         if preserves.kind == "lossy":
             bound = np.finfo(np.float64).max if is_number else np.inf
         if error > bound:
-            raise PassError(
-                f"{who} declares {preserves} and {_moved(name, want, got, error, bound)}."
-                " See --reproducer to keep the graph it was given, and --bisect-limit to narrow it down."
-            )
+            raise PassError(f"{who} declares {preserves} and {_moved(name, want, got, error, bound)}.{WAYS_OUT}")
         if is_number:
             scale = float(np.abs(want.astype(np.float64)[np.isfinite(want.astype(np.float64))]).max(initial=0.0))
             worst = max(worst, error / scale if scale else error)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -94,7 +95,8 @@ def constant(node: ir.Node, index: int, what: str) -> Array:
     name = value.name if value is not None else None
     if producer is None:
         raise Left(f"{what} '{name}' of {label(node)} is an input of the graph, not a constant")
-    raise Left(f"{what} '{name}' of {label(node)} is computed by {label(producer)} (fold-constants may help)")
+    way = "" if is_onnx(producer, *QUANTIZERS) else " (fold-constants may help)"  # it leaves those
+    raise Left(f"{what} '{name}' of {label(node)} is computed by {label(producer)}{way}")
 
 
 def rank(value: ir.Value | None) -> int:

@@ -119,7 +119,10 @@ def test_lists(plugin: Path, graphopt):
         (["opt", "{model}", "--calibration", "none.npz", "-p", "insert-qdq", "-o", "o.onnx"], 4, "none.npz"),
         (["compile", "{model}", "--target", "lvm", "-o", "o.gopt"], 2, "did you mean llvm"),
         (["compile", "{model}", "--target", "llvm{mcpu=i386sx}", "-o", "o.gopt"], 2, "i386sx"),
+        (["compile", "{model}", "-o", "o.onnx"], 2, "ends in .gopt"),
+        (["opt", "{model}", "-o", "o.gopt"], 2, "graphopt compile gives an artifact"),
         (["run", "{model}", "-i", "x.npz", "-o", "y.npz"], 4, "x.npz"),
+        (["run", "{model}", "-i", "{model}", "-o", "y.npz"], 4, "it holds no arrays, or pickled objects."),
         (["evaluate", "{model}", "--model", "digitz"], 2, "digits"),
         (["models", "fetch", "nope"], 2, "nope"),
     ],
@@ -135,6 +138,21 @@ def test_mistakes_are_one_paragraph(
     assert "Traceback" not in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert not list(tmp_path.glob("o.*")), "nothing half-written"
+
+
+def test_an_archive_is_not_taken_for_a_model_cut_short(artifact: Path, tmp_path: Path, graphopt):
+    done = graphopt("opt", artifact, "-o", tmp_path / "o.onnx")
+    assert done.code == 3
+    assert "small.gopt is a zip archive, as artifacts (.gopt)" in done.err
+
+
+def test_a_reproducer_is_told_of(model: Path, plugin: Path, tmp_path: Path, graphopt):
+    folder = tmp_path / "kept"
+    words = ("-p", "scale-weights{factor=2}", "--plugin", plugin, "--reproducer", folder)
+    done = graphopt("opt", model, *words, "-o", tmp_path / "o.onnx")
+    assert done.code == 5
+    assert f"kept in {folder}" in done.err
+    assert (folder / "model.onnx").is_file()
 
 
 def test_wrong_inputs_at_run_name_the_input(artifact: Path, tmp_path: Path, graphopt):

@@ -15,7 +15,7 @@ from graphopt.base import Context
 from graphopt.cli.app import app
 from graphopt.data import open_data
 from graphopt.errors import DataError, PassError, UsageError
-from graphopt.graph import load, save
+from graphopt.graph import bind_dims, load, save
 from graphopt.graph.cost import macs
 from graphopt.graph.provenance import sources
 from graphopt.measure.labelled import labelled
@@ -232,13 +232,22 @@ def test_labelled_data(files):
         labelled(path, model, labels="absent")
     with pytest.raises(DataError, match="class numbers"):
         labelled(path, model, labels="image")
-    with pytest.raises(DataError, match="no labelled data"):
+    with pytest.raises(DataError, match="there is no file"):
         labelled(files / "absent.npz", model)
     (files / "bad.npz").write_bytes(b"no")
     with pytest.raises(DataError, match="readable"):
         labelled(files / "bad.npz", model)
     with pytest.raises(DataError, match="labels for"):
         evaluation.score([{"logits": np.zeros((3, 10))}])
+
+
+def test_labelled_data_of_a_fixed_batch(files):
+    """What does not fill a batch is not run, so its labels don't count."""
+    model = float_model().clone()
+    bind_dims(model, {"N": 64})
+    evaluation = labelled(files / "labelled.npz", model)
+    assert evaluation.n == 192, "200 samples in batches of 64"
+    assert measure.evaluate(oracle.Session(model).run, evaluation) > 0.98
 
 
 def test_bad_arguments(files):

@@ -92,6 +92,14 @@ def test_the_command_prints_one_document(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("graphopt: error: there is no file")
 
 
+def test_integers_are_to_be_equal_whatever_the_tolerance():
+    from graphopt.testing.cuda_emulation.__main__ import _wrong
+    from graphopt.testing.cuda_emulation.by_kernel import KernelCheck
+
+    for dtype, error, wrong in (("int8", 1e-6, True), ("uint8", 0.0, False), ("float16", 1e-6, False)):
+        assert _wrong(KernelCheck("f", [[1]], [], "Fallback", dtype, error), 1e-2) is wrong
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet-v2", "minilm-l3", "ocr-recogniser", "resnet50"])
 def test_every_kernel_of_these_models_computes_what_onnxruntime_computes(name):

@@ -35,13 +35,15 @@ class KernelCheck:
 
     `error`: largest difference of emulated and host values over the largest magnitude, inf where only one is a number;
     `onnxruntime_error`: the same to the nearest value of the graph, None where none has as many elements. Both None
-    where `fault` says what the kernel did that CUDA forbids. `nodes`: of the source model; `schedule`: the rule.
+    where `fault` says what the kernel did that CUDA forbids. `nodes`: of the source model; `schedule`: the rule;
+    `dtype`: of what it gives (first).
     """
 
     function: str
     shapes: list[list[int]]
     nodes: list[str]
     schedule: str
+    dtype: str
     error: float | None = None
     onnxruntime_error: float | None = None
     fault: str = ""
@@ -83,7 +85,8 @@ def check_kernels(
     calls, outputs = host.calls(model, feeds, arch)
     expected = oracle.run(model, feeds)
     values = list(oracle.run(model, feeds, _names(model)).values())
-    values += [np.moveaxis(value, 1, -1) for value in values if value.ndim == 4]  # as convolutions of float16 are
+    values += [value.view(np.int8) ^ -128 for value in values if value.dtype == np.uint8]  # less 128
+    values += [np.moveaxis(value, 1, -1) for value in values if value.ndim == 4]  # as convolutions are computed
     known = {row["name"]: row for row in program.report["kernels"]}
     with tempfile.TemporaryDirectory(prefix="graphopt-") as name:
         library = Path(name) / "model.so"
@@ -119,10 +122,10 @@ def _names(model: ir.Model) -> list[str]:
 
 def _row(call: host.Call, known: Mapping[str, Any], result: list[Array] | str, values: Sequence[Array]) -> KernelCheck:
     shapes = [list(one.shape) for one in call.arguments if isinstance(one, np.ndarray)]
-    row = KernelCheck(call.function, shapes, known["nodes"], known["schedule"])
+    expected = [one for index in call.written if isinstance(one := call.arguments[index], np.ndarray)]
+    row = KernelCheck(call.function, shapes, known["nodes"], known["schedule"], expected[0].dtype.name)
     if isinstance(result, str):
         return dataclasses.replace(row, fault=result)
-    expected = [one for index in call.written if isinstance(one := call.arguments[index], np.ndarray)]
     error = max(difference(one, other) for one, other in zip(result, expected, strict=True))
     near = [difference(one, v) for one in result for v in values if v.size == one.size and v.dtype == one.dtype]
     return dataclasses.replace(row, error=error, onnxruntime_error=min(near, default=None))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
@@ -35,6 +35,7 @@ class Session:
         model: left unchanged.
         outputs: names of the values to return; any value of the main graph may be named. Default: the outputs.
         threads: intra-op threads.
+        device: where onnxruntime runs it.
         optimised: True for onnxruntime's full graph optimisation (for latency), False for the oracle.
     """
 
@@ -45,9 +46,12 @@ class Session:
         *,
         threads: int = 1,
         optimised: bool = False,
+        device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
         self.outputs = list(outputs) if outputs is not None else [str(v.name) for v in model.graph.outputs]
-        self._session = _open(_with_outputs(model, self.outputs) if outputs is not None else model, threads, optimised)
+        self._session = _open(
+            _with_outputs(model, self.outputs) if outputs is not None else model, threads, optimised, device
+        )
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name. Raises `DataError` when the feeds don't fit the inputs, `ModelError` when a node fails."""
@@ -90,10 +94,10 @@ def lift_limits(proto: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _open(model: ir.Model, threads: int, optimised: bool) -> ort.Session:
+def _open(model: ir.Model, threads: int, optimised: bool, device: Literal["cpu", "cuda"]) -> ort.Session:
     if weight_bytes(model) <= EXTERNAL_ABOVE:
         data = lift_limits(ir.to_proto(model)).SerializeToString(deterministic=True)
-        return ort.Session(data, threads=threads, optimised=optimised)
+        return ort.Session(data, threads=threads, optimised=optimised, device=device)
     with tempfile.TemporaryDirectory() as folder:
         path = save(model, Path(folder) / "model.onnx")
-        return ort.Session(str(path), threads=threads, optimised=optimised)
+        return ort.Session(str(path), threads=threads, optimised=optimised, device=device)

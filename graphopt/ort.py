@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
-from graphopt.errors import DataError, ModelError
+from graphopt.errors import DataError, HostError, ModelError
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +34,12 @@ _PACKED = {
 """Two elements a byte, the first in the lower half."""
 
 
+PROVIDERS: dict[str, list[Any]] = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"],
+}
+
+
 class Session:
     """A model in onnxruntime, to be run on named values."""
 
@@ -43,14 +49,17 @@ class Session:
         *,
         threads: int = 1,
         optimised: bool = False,
+        device: Literal["cpu", "cuda"] = "cpu",
         weights: Mapping[str, Array] | None = None,
     ) -> None:
         """Open `model`, the bytes of an ONNX file or its path. `optimised`: with onnxruntime's own passes.
 
+        `device`: cuda for its CUDA provider, float32 not rounded to TF32; nodes it lacks run on the CPU.
         `weights` are its initializers that the file says lie elsewhere; they are used where they are.
 
         Raises:
             ModelError: onnxruntime refuses it.
+            HostError: its CUDA provider is not installed, or can't run here.
         """
         import onnxruntime as ort
 
@@ -65,10 +74,12 @@ class Session:
         self._weights = {name: _ort_value(array) for name, array in (weights or {}).items()}
         if self._weights:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
+        _need_provider(device, ort.get_available_providers())
         try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(model, options, providers=PROVIDERS[device])
         except Exception as error:  # its exceptions have no base of their own
             raise ModelError(f"onnxruntime refuses the model: {_line(error)}") from error
+        _need_provider(device, self._session.get_providers())
         self._inputs = [(value.name, value.type) for value in self._session.get_inputs()]
         self._outputs = [(value.name, value.type) for value in self._session.get_outputs()]
         kinds = [kind for _, kind in (*self._inputs, *self._outputs)]
@@ -94,6 +105,13 @@ class Session:
         except Exception as error:  # its exceptions have no base of their own
             raise ModelError(f"onnxruntime can't run the model on this input: {_line(error)}") from error
         return {name: _from_ort(value, kind) for value, (name, kind) in zip(found, self._outputs, strict=True)}
+
+
+def _need_provider(device: str, found: Sequence[str]) -> None:
+    if device == "cuda" and "CUDAExecutionProvider" not in found:
+        raise HostError(
+            "onnxruntime's CUDA provider is not there, or finds no GPU or no cuDNN: pip install onnxruntime-gpu."
+        )
 
 
 def _ort_value(array: Array) -> Any:

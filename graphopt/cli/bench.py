@@ -23,7 +23,8 @@ def bench(
         typer.Option(
             "--against",
             "--vs",
-            help="What to compare with: onnxruntime (default), openvino, tvm, or a command with {model}; repeatable.",
+            help="What to compare with: onnxruntime (default), onnxruntime-cuda (on a GPU the default if it is "
+            "installed), openvino, tvm, or a command with {model}; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -56,9 +57,7 @@ def bench(
             raise UsageError("--profile compares nothing: give either --profile or --against.")
         (_profile_by_node if by_node else _profile)(artifact, threads, input, seconds, json)
         return
-    row = bench_artifact(
-        artifact, against=against or ["onnxruntime"], threads=threads, feeds=input, source=source, seconds=seconds
-    )
+    row = bench_artifact(artifact, against=against or [], threads=threads, feeds=input, source=source, seconds=seconds)
     if json:
         print_json(row)
     else:
@@ -75,6 +74,8 @@ def _print_comparison(row: dict[str, Any]) -> None:
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
     print_table(["", "median ms", "p10 to p90", "its time / graphopt's"], lines)
     typer.echo(f"{row['rounds']} interleaved rounds, {threads} each; above 1: graphopt is faster")
+    if row["device"] == "cuda" and "onnxruntime" in row["ratios"]:
+        typer.echo("onnxruntime ran on the CPU: --against onnxruntime-cuda is its CUDA provider (onnxruntime-gpu)")
     if row["drawn_weights"]:
         typer.echo("the artifact is without the model's weights: the others ran on random ones (--source model.onnx)")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def bench_artifact(
     path: str | Path,
     *,
-    against: Sequence[str] = ("onnxruntime",),
+    against: Sequence[str] = (),
     threads: int = 1,
     feeds: str | Path | None = None,
     source: str | Path | None = None,
@@ -27,24 +27,29 @@ def bench_artifact(
 ) -> dict[str, Any]:
     """Time the artifact at `path` and each rival in `against` (see `rivals`), with as many threads each.
 
+    None named: onnxruntime; for a GPU's artifact with its CUDA provider, if that is installed. Results are numpy's
+    arrays on the host, so each time ends when the device is done, and has both copies in it.
     The rivals run the model as it was before any pass: `source`, or what the artifact kept of it, with random weights
     in place of those that it was made without. `feeds` is an ``.npz`` with the inputs; default: random values, one
-    sample. The row is `compare`'s, and ``drawn_weights``: how many of the rivals' weights are random.
+    sample. The row is `compare`'s, and ``drawn_weights``: how many of the rivals' weights are random,
+    ``device``: the artifact's.
 
     Raises:
         ArtifactError: the artifact can't be read or run here.
         DataError: the inputs don't fit.
         UsageError: so many threads can't be had, or no such rival.
         ModelError: a rival refuses the model, or `source` can't be read.
+        HostError: onnxruntime's CUDA provider can't run here.
     """
     from graphopt import artifact
-    from graphopt.measure.rivals import open_rivals
+    from graphopt.measure.rivals import open_rivals, usual
 
     with artifact.load(path, threads=threads) as program:
         model = program.graph("before") if source is None else _bound(source, program)
         drawn = draw(model)
-        row = compare(program, open_rivals(against, model, threads), artifact_feeds(model, feeds), seconds)
-        return row | {"drawn_weights": drawn}
+        rivals = open_rivals(against or [usual(program.manifest.device)], model, threads)
+        row = compare(program, rivals, artifact_feeds(model, feeds), seconds)
+        return row | {"drawn_weights": drawn, "device": program.manifest.device}
 
 
 def _bound(source: str | Path, program: Executable) -> ir.Model:

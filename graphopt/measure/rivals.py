@@ -1,4 +1,4 @@
-"""What an artifact is compared with: other ways to run the same ONNX model on the CPU, each with all it has to offer.
+"""What an artifact is compared with: other ways to run the same ONNX model with all they have to offer.
 
 All get the same number of threads, and none pins them to cores: the system places them alike.
 """
@@ -20,13 +20,15 @@ from graphopt.measure.latency import Runner
 def open_rivals(names: Iterable[str], model: ir.Model, threads: int) -> dict[str, Runner]:
     """A runner for each of `names`, in float32: feeds by name -> outputs by name.
 
-    ``onnxruntime``: all graph optimisations on. ``openvino``: its CPU plugin tuned for latency, with float32
+    ``onnxruntime``: all graph optimisations on, on the CPU. ``onnxruntime-cuda``: the same with its CUDA provider,
+    without TF32. ``openvino``: its CPU plugin tuned for latency, with float32
     arithmetic. ``tvm``: TVM's own importer and default pipeline, without anything of graphopt; compiled here. A text
     with ``{model}`` in it is a command (see `command`).
 
     Raises:
         UsageError: an unknown name, or one that is not installed.
         ModelError: a rival refuses the model.
+        HostError: onnxruntime's CUDA provider is asked for and can't run here.
     """
     wanted = list(dict.fromkeys(names))
     for name in wanted:
@@ -38,10 +40,24 @@ def open_rivals(names: Iterable[str], model: ir.Model, threads: int) -> dict[str
     return {name: RIVALS.get(name, partial(Command, name))(model, threads) for name in wanted}
 
 
+def usual(device: str) -> str:
+    """The rival of an artifact for `device` when none is named: onnxruntime, on the GPU too where it has a provider."""
+    import onnxruntime
+
+    on_gpu = device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return "onnxruntime-cuda" if on_gpu else "onnxruntime"
+
+
 def _onnxruntime(model: ir.Model, threads: int) -> Runner:
     from graphopt import oracle
 
     return oracle.Session(model, threads=threads, optimised=True).run
+
+
+def _onnxruntime_cuda(model: ir.Model, threads: int) -> Runner:
+    from graphopt import oracle
+
+    return oracle.Session(model, threads=threads, optimised=True, device="cuda").run
 
 
 def _openvino(model: ir.Model, threads: int) -> Runner:
@@ -102,6 +118,7 @@ def _tvm(model: ir.Model, threads: int) -> Runner:
 
 RIVALS: dict[str, Callable[[ir.Model, int], Runner]] = {
     "onnxruntime": _onnxruntime,
+    "onnxruntime-cuda": _onnxruntime_cuda,
     "openvino": _openvino,
     "tvm": _tvm,
 }

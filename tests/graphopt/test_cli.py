@@ -75,7 +75,7 @@ def test_bench_names_what_it_knows(artifact: Path, graphopt):
     done = graphopt("bench", artifact, "--against", "fastest")
     assert done.code == 2
     assert "'fastest'" in done.err
-    assert "onnxruntime, openvino, tvm" in done.err
+    assert "onnxruntime, onnxruntime-cuda, openvino, tvm" in done.err
 
 
 def test_evaluate_digits(graphopt):

@@ -123,7 +123,7 @@ def test_a_rival_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UsageError, match="pip install openvino"):
         open_rivals(["openvino"], model, threads=1)
-    with pytest.raises(UsageError, match=r"'fastest'.*onnxruntime, openvino, tvm"):
+    with pytest.raises(UsageError, match=r"'fastest'.*onnxruntime, onnxruntime-cuda, openvino, tvm"):
         open_rivals(["onnxruntime", "fastest"], model, threads=1)
 
 

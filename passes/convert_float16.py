@@ -10,18 +10,17 @@ from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Pass, Preserves, Report, tolerance
 from graphopt.data import Batches
-from graphopt.graph import add_constant, constant_array, derive, fresh_name, remove_unused
+from graphopt.graph import add_constant, constant_array, fresh_name, remove_unused
 from graphopt.oracle import Session
+from graphopt.passes.small_floats import PRODUCTS, SINGLE, cast, float32_operands, quantized
 from graphopt.passes.weights import matches
 from graphopt.progress import track
 
 Array = np.ndarray[Any, Any]
-HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+HALF = ir.DataType.FLOAT16
 LARGEST, SMALLEST = float(np.finfo(np.float16).max), float(np.finfo(np.float16).tiny)
 MARGIN = 2.0
 """How much larger than on the calibration data a value may get."""
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Converted wherever they stand: hardware sums products of float16 in float32."""
 FOLLOWERS = frozenset(
     {"Abs", "Add", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "HardSigmoid", "HardSwish"}
     | {"Identity", "LeakyRelu", "Max", "MaxPool", "Min", "Mul", "Neg", "PRelu", "Pad", "Relu", "Reshape", "Sigmoid"}
@@ -69,13 +68,9 @@ class ConvertFloat16(Pass):
     def _choose(self, graph: ir.Graph, large: dict[ir.Value, float], report: Report) -> set[ir.Node]:
         chosen, half = set[ir.Node](), set[ir.Value]()
         for node in graph:
-            if node.domain not in ("", "ai.onnx") or node.op_type not in PRODUCTS | FOLLOWERS:
-                continue
-            read = [value for value in node.inputs if value is not None and value.dtype == SINGLE]
+            read = float32_operands(node, PRODUCTS | FOLLOWERS)
             moving = [value for value in read if constant_array(value) is None]
-            if not moving or any(value.dtype != SINGLE for value in node.outputs):
-                continue
-            if node.op_type in FOLLOWERS and not half.issuperset(moving):
+            if not read or (node.op_type in FOLLOWERS and not half.issuperset(moving)):
                 continue
             reason = "excluded" if matches(node, self.exclude) else _objection(node, read, large)
             if reason is not None:
@@ -89,10 +84,10 @@ class ConvertFloat16(Pass):
 
 def _objection(node: ir.Node, read: list[ir.Value], large: dict[ir.Value, float]) -> str | None:
     """Why `node`, whose float32 inputs are `read`, has to stay float32."""
+    if (reason := quantized(read)) is not None:
+        return reason
     for value in read:
-        array, producer = constant_array(value), value.producer()
-        if producer is not None and producer.op_type == "DequantizeLinear":
-            return f"{value.name!r} is quantized"
+        array = constant_array(value)
         if array is not None and array.size:
             finite = np.abs(array[np.isfinite(array)])
             peak = float(finite.max(initial=0.0))
@@ -156,19 +151,7 @@ class _Types:
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if (value, dtype) not in self._made:
-            node = ir.node("Cast", [value], {"to": int(dtype)})
-            result, producer = node.outputs[0], value.producer()
-            node.name = result.name = fresh_name(
-                self._graph, f"{value.name}_{'float16' if dtype == HALF else 'float32'}"
-            )
-            result.dtype, result.shape = dtype, value.shape
-            readers = [reader for reader, _ in value.uses() if reader is not node]
-            derive(node, [producer] if producer is not None else readers[:1])
-            if producer is None:
-                self._graph.insert_before(self._graph.node(0), node)
-            else:
-                self._graph.insert_after(producer, node)
-            self._made[value, dtype] = result
+            self._made[value, dtype] = cast(self._graph, value, dtype)
         return self._made[value, dtype]
 
     def _constant(self, value: ir.Value) -> ir.Value:

@@ -113,6 +113,8 @@ def _why_not(node: ir.Node, max_bytes: int) -> str | None:
         return f"{node.op_type} is random"
     if node.op_type in QUANTIZERS:
         return f"{node.op_type} marks what is quantized"
+    if node.op_type == "Cast" and _is_bfloat16(node.inputs[0]):
+        return "Cast widens what is stored as bfloat16"
     if any(v.is_graph_output() for v in node.outputs):
         return "its result is an output of the graph"
     if node.op_type in ("Div", "Mod") and traps(node):
@@ -124,6 +126,10 @@ def _why_not(node: ir.Node, max_bytes: int) -> str | None:
     if total > max(max_bytes, sum(_bytes(v) or 0 for v in node.inputs if v is not None)):
         return f"its result has {total} bytes, more than max_bytes={max_bytes} and than its inputs"
     return None
+
+
+def _is_bfloat16(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.BFLOAT16
 
 
 def _bytes(value: ir.Value) -> int | None:

@@ -23,6 +23,7 @@ from graphopt.pipeline.spec import Item, parse_item, parse_list
 
 PASSES: dict[str, str] = {
     "adaround": "graphopt.passes.adaround:AdaRound",
+    "convert-bfloat16": "graphopt.passes.convert_bfloat16:ConvertBfloat16",
     "convert-float16": "graphopt.passes.convert_float16:ConvertFloat16",
     "correct-bias": "graphopt.passes.correct_bias:CorrectBias",
     "eliminate-common-subexpressions": "graphopt.passes.eliminate_common:EliminateCommonSubexpressions",

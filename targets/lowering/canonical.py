@@ -72,7 +72,9 @@ def _fold(model: ir.Model) -> None:
 
 
 def _worth_folding(node: ir.Node) -> bool:
-    """Fold unless the result is much larger than what it is computed from."""
+    """Fold unless the result is much larger than what it is computed from; bfloat16 is always widened here, once."""
+    if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.BFLOAT16:
+        return True
     if node.domain != "" or node.op_type in KEPT:
         return False
     before = sum(value.const_value.nbytes for value in node.inputs if value is not None and value.const_value)

@@ -49,27 +49,28 @@ class _Sums(relax.PyExprMutator):
 
     def visit_call_(self, op: Any) -> Any:
         call: Any = self.visit_expr_post_order(op)
-        wide = _summed_in_float32(call)
-        if wide is None:
+        if not _is_product_of_float16(call):
             return call
-        product: Any = self.builder_.emit(wide, name_hint=f"{self.binding}_float32")
+        product: Any = self.builder_.emit(summed_in_float32(call, call.args), name_hint=f"{self.binding}_float32")
         self.products[str(product.name)] = self.binding
         return relax.op.astype(product, "float16")
 
 
-def _summed_in_float32(call: Any) -> Any:
-    """The product that `call` is, with a result of float32; None for what is no product of float16."""
+def _is_product_of_float16(call: Any) -> bool:
     name = getattr(call.op, "name", "")
-    if name not in CONVOLUTIONS and name != "relax.matmul":
-        return None
-    if any(str(argument.ty.dtype) != "float16" for argument in call.args):
-        return None
+    known = name in CONVOLUTIONS or name == "relax.matmul"
+    return known and all(str(argument.ty.dtype) == "float16" for argument in call.args)
+
+
+def summed_in_float32(call: Any, operands: list[Any]) -> Any:
+    """The matrix product or convolution that `call` is, of `operands`, with a result of float32."""
+    name = call.op.name
     if name == "relax.matmul":
-        return relax.op.matmul(*call.args, out_dtype="float32")
+        return relax.op.matmul(*operands, out_dtype="float32")
     said = call.attrs
     more = {"output_padding": list(said.output_padding)} if name.endswith("transpose") else {}
     return CONVOLUTIONS[name](
-        *call.args,
+        *operands,
         strides=list(said.strides),
         padding=list(said.padding),
         dilation=list(said.dilation),

@@ -1,4 +1,4 @@
-"""Channels last for convolutions of float16 and int8: what one product reads then lies together in memory.
+"""Channels last for convolutions of 16-bit floats and int8: what one product reads then lies together in memory.
 
 An implicit matrix product over (kernel row, kernel column, input channel) reads runs of input channels, so that 8 of
 them are one 16-byte copy into shared memory. TVM's ConvertLayout carries the layout through what stands between
@@ -22,11 +22,11 @@ LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["N
 """TVM has no transposed convolution of channels last."""
 
 
-NARROW = ("float16", "int8")
+NARROW = ("float16", "bfloat16", "int8")
 
 
 def channels_last(lowered: Lowered) -> Lowered:
-    """2-D convolutions channels last, if one of them is of float16 or int8 and TVM can carry the layout through."""
+    """2-D convolutions channels last, if one of them is of 16-bit floats or int8 and TVM can carry the layout through."""
     bindings = [binding for block in lowered.module["main"].body.blocks for binding in block.bindings]
     if not any(_is_for_tensor_cores(binding.value) for binding in bindings):
         return lowered

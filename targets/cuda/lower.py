@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graphopt.targets.cuda.rounded import read_bfloat16
 from graphopt.targets.cuda.integer import to_integers
 from graphopt.targets.cuda.layout import channels_last
 from graphopt.targets.lowering import Lowered, lower

@@ -20,10 +20,11 @@ PRESETS: dict[str, str] = {
     "int8-dynamic": f"{_CLEAN},fold-batch-norm,quantize-dynamic,quantize-weights{{include=[Gather]}}",
     "int4-weights": f"{_CLEAN},fold-batch-norm,quantize-weights{{bits=4}}",
     "float16": f"{_CLEAN},fold-batch-norm,convert-float16,{_CLEAN}",
+    "bfloat16": f"{_CLEAN},fold-batch-norm,convert-bfloat16,{_CLEAN}",
 }
 """O0 nothing; O1 clean-up; O2 and batch-norm folding; O3 and clean-up of what folding left; int8: O2, static QDQ
 (needs calibration data) and 8-bit embedding tables; int8-dynamic: the same by run-time ranges, without calibration;
-int4-weights: O2 and weights in blocks of 4 bits; float16: O2 and products in float16, for GPUs.
+int4-weights: O2 and weights in blocks of 4 bits; float16 and bfloat16: O2 and products of such numbers, for GPUs.
 """
 
 

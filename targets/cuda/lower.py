@@ -1,7 +1,8 @@
-"""From ONNX to Relax as the GPU wants it: float32 sums, quantized regions in integers, convolutions channels last."""
+"""From ONNX to Relax as the GPU wants it: float32 sums, integers, rounded operands, channels last."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from graphopt.targets.cuda.rounded import read_bfloat16
@@ -9,6 +10,7 @@ from graphopt.targets.cuda.integer import to_integers
 from graphopt.targets.cuda.layout import channels_last
 from graphopt.targets.lowering import Lowered, lower
 from graphopt.targets.lowering.decompose.halves import PRODUCTS, SUMMING, sum_in_float32
+from graphopt.targets.lowering.rounding import round_in_float32
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,5 +28,6 @@ def lower_for_gpu(model: ir.Model) -> tuple[Lowered, dict[str, str]]:
         sum_in_float32(canonical, SUMMING - PRODUCTS)  # products: `half`, which keeps their operands for tensor cores
         integer.update(to_integers(canonical))
 
-    lowered = channels_last(lower(model, prepare))
-    return lowered, integer
+    lowered = read_bfloat16(lower(model, prepare))
+    lowered = dataclasses.replace(lowered, module=round_in_float32(lowered.module))
+    return channels_last(lowered), integer

@@ -47,6 +47,7 @@ class Export(Target):
         from graphopt.targets.cuda.link import to_library
         from graphopt.targets.llvm.cpu import machine_triple
         from graphopt.targets.lowering import lower
+        from graphopt.targets.lowering.rounding import round_in_float32
 
         missing = self.missing()
         if missing:
@@ -55,7 +56,7 @@ class Export(Target):
         target = tvm.target.Target({"kind": self.name, **self.limits, **dataclasses.asdict(self), "host": host})
         lowered = lower(model)
         with target:
-            loops, nodes = to_loops(lowered.module, lowered.sources)
+            loops, nodes = to_loops(round_in_float32(lowered.module), lowered.sources)
             kernels, rules = schedule(loops, target, nodes)
             try:
                 executable = relax.build(kernels, target, relax_pipeline=TO_VIRTUAL_MACHINE)

@@ -19,6 +19,7 @@ from graphopt.targets.llvm.schedule import schedule_module
 from graphopt.targets.lowering.identities import exact_identities
 from graphopt.targets.lowering.lower import Lowered
 from graphopt.targets.lowering.origins import Origin, origins_of_functions
+from graphopt.targets.lowering.rounding import round_in_float32
 from graphopt.targets.lowering.size_order import sizes_in_order
 
 UNCHECKED = {"tirx.disable_assert": True}
@@ -80,7 +81,7 @@ def merge_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: Cp
         ]
     )
     to_kernels = tvm.transform.Sequential([transform.FuseTIR(), transform.DeadCodeElimination()])
-    fused = fuse(lowered.module)
+    fused = fuse(round_in_float32(lowered.module))
     origins = origins_of_functions(fused, lowered.sources)
     scheduled, unscheduled = schedule_module(exact_identities(to_kernels(fused)), cpu, parallel)
     for symbol, kernel in kernels.items():

@@ -1,4 +1,4 @@
-"""Products of float16 are summed in float32, as tensor cores do, and rounded to float16 once at the end."""
+"""Products of 16-bit floats are summed in float32, as tensor cores do, and rounded once at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONVOLUTIONS: Mapping[str, Any] = {
 
 
 def sum_in_float32(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.IRModule, dict[str, Origin]]:
-    """Each matrix product and convolution of float16 becomes one that gives float32, then a cast to float16.
+    """Each matrix product and convolution that gives a 16-bit float becomes one that gives float32, then a cast.
 
     Also gives `sources` with the arithmetic at the product, and none at the cast that took its name.
     """
@@ -49,17 +49,16 @@ class _Sums(relax.PyExprMutator):
 
     def visit_call_(self, op: Any) -> Any:
         call: Any = self.visit_expr_post_order(op)
-        if not _is_product_of_float16(call):
+        if not _is_summed_in_16_bits(call):
             return call
         product: Any = self.builder_.emit(summed_in_float32(call, call.args), name_hint=f"{self.binding}_float32")
         self.products[str(product.name)] = self.binding
-        return relax.op.astype(product, "float16")
+        return relax.op.astype(product, str(call.ty.dtype))
 
 
-def _is_product_of_float16(call: Any) -> bool:
+def _is_summed_in_16_bits(call: Any) -> bool:
     name = getattr(call.op, "name", "")
-    known = name in CONVOLUTIONS or name == "relax.matmul"
-    return known and all(str(argument.ty.dtype) == "float16" for argument in call.args)
+    return (name in CONVOLUTIONS or name == "relax.matmul") and str(call.ty.dtype) in ("float16", "bfloat16")
 
 
 def summed_in_float32(call: Any, operands: list[Any]) -> Any:

@@ -26,7 +26,7 @@ NARROW = ("float16", "bfloat16", "int8")
 
 
 def channels_last(lowered: Lowered) -> Lowered:
-    """2-D convolutions channels last, if one of them is of 16-bit floats or int8 and TVM can carry the layout through."""
+    """2-D convolutions channels last, if one is of 16-bit floats or int8 and TVM can carry the layout through."""
     bindings = [binding for block in lowered.module["main"].body.blocks for binding in block.bindings]
     if not any(_is_for_tensor_cores(binding.value) for binding in bindings):
         return lowered

@@ -1,7 +1,7 @@
 """Products of operands that were rounded to bfloat16 read them as bfloat16: half the bytes, and tensor cores.
 
 A model that `convert-bfloat16` made multiplies float32 numbers that have been cast to bfloat16 and back, and weights
-stored in bfloat16, which lowering widens. The product of the bfloat16 numbers, summed in float32, is the same.
+stored in bfloat16, which lowering has widened. The product of the bfloat16 numbers, summed in float32, is the same.
 """
 
 from __future__ import annotations
@@ -88,4 +88,6 @@ class _Narrow(relax.PyExprMutator):
         if name == "relax.astype":
             return binding.args[0] if str(binding.args[0].ty.dtype) == BRAIN else None
         before = self._narrowed(binding.args[0]) if name in MOVES else None
-        return None if before is None else self.builder_.emit(relax.Call(binding.op, [before, *binding.args[1:]], binding.attrs))
+        if before is None:
+            return None
+        return self.builder_.emit(relax.Call(binding.op, [before, *binding.args[1:]], binding.attrs))

@@ -1,4 +1,4 @@
-"""Casts to bfloat16 and back, as arithmetic of float32: TVM computes bfloat16 in float32, and drops them in a kernel."""
+"""Casts to bfloat16 and back as arithmetic: TVM computes bfloat16 in float32, so that in a kernel they do nothing."""
 
 from __future__ import annotations
 

@@ -70,11 +70,14 @@ SPECIAL = [0.0, -0.0, np.nan, np.inf, -np.inf, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**
 
 def test_onnxruntime_rounds_to_nearest_even():
     """What the tests of the GPU rely on; as an initializer's raw bytes too."""
-    text = HEAD + """g (float[N] x, bfloat16[N] w) => (float[N] y, float[N] v) {
+    text = (
+        HEAD
+        + """g (float[N] x, bfloat16[N] w) => (float[N] y, float[N] v) {
         b = Cast <to = 16> (x)
         y = Cast <to = 1> (b)
         v = Cast <to = 1> (w)
     }"""
+    )
     with np.errstate(all="ignore"):
         values = np.concatenate([SPECIAL, RNG.integers(0, 1 << 32, 20000, np.uint32).view(np.float32)]).astype("f4")
         wanted = rounded(values)

@@ -15,6 +15,7 @@ from graphopt.targets.cuda.bfloat16 import with_shared_loads
 from graphopt.targets.cuda.checks import check
 from graphopt.targets.cuda.kernels import build, schedule, to_loops
 from graphopt.targets.cuda.link import cuda_source
+from graphopt.targets.cuda.work import launches
 from graphopt.testing.cuda_emulation import run_kernel
 
 Array = np.ndarray[Any, Any]
@@ -39,7 +40,8 @@ def compile_relax(make: Make, arrays: Sequence[Array], arch: str = "sm_80") -> t
         module, rules = schedule(module, target, origins)
         (name,) = rules
         check({name: module[name]}, target, origins, arch)
-        return with_shared_loads(cuda_source(build(module, target))), module[name], rules[name]
+        executable, _ = build(module, target, {name: launches(module[name])}, graphs=False)
+        return with_shared_loads(cuda_source(executable)), module[name], rules[name]
 
 
 def emulate_relax(

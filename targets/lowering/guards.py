@@ -153,19 +153,22 @@ def _wrap(node: ir.Node, x: ir.Value, by: ir.Value) -> None:
 
 
 def _is_of_sizes(value: ir.Value | None) -> bool:
-    """Whether it is computed from shapes: the importer has it as an expression, not as a tensor."""
+    """Whether it is made of sizes and of numbers above zero, so that it is too: the importer has an expression."""
+    array = constant_array(value)
+    if array is not None:
+        return bool(np.all(array > 0))
     node = None if value is None else value.producer()
     if node is None or node.domain != "":
         return False
     if node.op_type in ("Shape", "Size"):
         return True
-    return node.op_type in _OF_SIZES and any(map(_is_of_sizes, node.inputs))
+    if node.op_type in _PICKS:
+        return _is_of_sizes(node.inputs[0])
+    return node.op_type in _KEEP_ABOVE_ZERO and all(map(_is_of_sizes, node.inputs))
 
 
-_OF_SIZES = frozenset(
-    {"Add", "Cast", "Concat", "Div", "Gather", "Identity", "Max", "Min", "Mod", "Mul", "Reshape", "Slice", "Squeeze"}
-    | {"Sub", "Unsqueeze"}
-)
+_PICKS = frozenset({"Cast", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
+_KEEP_ABOVE_ZERO = frozenset({"Add", "Concat", "Max", "Min", "Mul"})
 
 
 def _indexing(node: ir.Node, operand: int, data: int, axes: Sequence[int], kind: str = "index") -> Indexing | None:

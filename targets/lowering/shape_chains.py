@@ -182,6 +182,13 @@ def _pass_on(_node: ir.Node, inputs: list[Elements | None]) -> Elements | None:
     return inputs[0]
 
 
+def _cast(node: ir.Node, inputs: list[Elements | None]) -> Elements | None:
+    """To a boolean: whether it is zero, which is not known of a dimension."""
+    if inputs[0] is None or node.outputs[0].dtype != ir.DataType.BOOL:
+        return inputs[0]
+    return [int(element != 0) if isinstance(element, int) else None for element in inputs[0]]
+
+
 def _concat(_node: ir.Node, inputs: list[Elements | None]) -> Elements | None:
     joined: Elements = []
     for part in inputs:
@@ -248,7 +255,8 @@ def _reshape(node: ir.Node, inputs: list[Elements | None]) -> Elements | None:
 
 
 _EVALUATE: dict[str, Callable[[ir.Node, list[Any]], Elements | None]] = {
-    **dict.fromkeys(("Cast", "Identity", "Squeeze", "Unsqueeze"), _pass_on),
+    **dict.fromkeys(("Identity", "Squeeze", "Unsqueeze"), _pass_on),
+    "Cast": _cast,
     "Concat": _concat,
     "Gather": _gather,
     "Slice": _slice,

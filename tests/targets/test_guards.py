@@ -221,3 +221,16 @@ def test_what_the_importer_raises_has_a_name():
     with pytest.raises(LoweringError, match=r"MaxPool \(Missing outputs.*\) at node_1") as caught:
         graphopt.compile(model, verify=False, fallback=False)
     assert caught.value.nodes == {"node_1": next(iter(caught.value.nodes.values()))}
+
+
+SIZES = "g (int64[N,2] x, int64[1] k) => (int64[N,2] y) {{ s = Shape<start=1>(x) d = {}(s, k) y = Div(x, d) }}"
+
+
+@pytest.mark.parametrize(("op", "fine", "wrong"), [("Mul", 3, 0), ("Sub", 1, 2), ("Mod", 3, 2)])
+def test_a_divisor_made_of_sizes_may_be_zero(op: str, fine: int, wrong: int):
+    """A size is above zero; a difference, remainder, or product with an input may be zero (onnxruntime dies)."""
+    model, program = compiled(SIZES.format(op))
+    feeds = {"x": np.array([[4, 6]]), "k": np.array([fine])}
+    np.testing.assert_array_equal(program.run(feeds)["y"], oracle.run(model, feeds)["y"])
+    with pytest.raises(DataError, match=r"Div .*an integer is divided by zero"):
+        program.run({**feeds, "k": np.array([wrong])})

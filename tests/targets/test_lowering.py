@@ -2,6 +2,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import graphopt
 from graphopt.errors import LoweringError
 from graphopt.graph import normalise
 from graphopt.targets.lowering import lower
@@ -203,3 +204,15 @@ def test_the_rest_of_floats_with_the_sign_of_the_divisor_is_refused():
     model = from_text('<ir_version: 10, opset_import: ["": 28]>' + text)
     with pytest.raises(LoweringError, match="Mod"):
         lower(model)
+
+
+def test_a_size_as_a_boolean_is_whether_it_is_zero():
+    """``Cast<bool>(Shape(x))`` is 1 where the size is not 0; taken for the size itself the target would be [6, 6]."""
+    model = from_text(
+        f"{HEADER} g (float[3,2] x, float[N,2] v, int64[2] t) => (float[a,b] y) {{ s = Shape(v) b = Cast<to=9>(s)"
+        " i = Cast<to=7>(b) c = Mul(i, t) y = Reshape(x, c) }",
+        t=np.array([2, 3]),
+    )
+    feeds = {"x": np.arange(6, dtype=np.float32).reshape(3, 2), "v": np.zeros((3, 2), np.float32)}
+    program = graphopt.compile(model, verify=False)
+    np.testing.assert_array_equal(program.run(feeds)["y"], [[0, 1, 2], [3, 4, 5]])

@@ -15,8 +15,9 @@ import pytest
 
 from graphopt import artifact, oracle
 from graphopt.base import Context
+from graphopt.errors import ArtifactError
 from graphopt.pipeline.registry import make_target
-from graphopt.targets.cuda import Cuda, kernels
+from graphopt.targets.cuda import Cuda, arch, kernels
 from graphopt.testing import from_text
 from graphopt.testing.cuda_emulation import EmulationError, build, emulate
 
@@ -103,6 +104,12 @@ def _python(script: str) -> str:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(bool(arch.devices()), reason="there is a CUDA device")
+def test_without_a_driver_loading_says_so_in_one_sentence(saved):
+    with pytest.raises(ArtifactError, match=r"^this artifact runs on an NVIDIA GPU, and .* --target llvm\.$"):
+        artifact.load(saved[0])
 
 
 def test_open_sizes_and_the_option_mean_no_graphs(net):

@@ -20,10 +20,10 @@ from graphopt.graph import constant_array
 from graphopt.targets.cuda.integer.borders import inside, numbers, padding
 from graphopt.targets.integer.signs import moved
 from graphopt.targets.llvm.plan.integer.region import only_reader
-from graphopt.targets.lowering.nodes import Attribute, constant, put, take_place
+from graphopt.targets.lowering.nodes import Attribute, constant, number, put, take_place
 from graphopt.targets.lowering.origins import MACS, does_arithmetic_of
 from graphopt.targets.lowering.qlinear import operand
-from graphopt.targets.lowering.support import CONV, DEQUANTIZE, MATMUL, QUANTIZE
+from graphopt.targets.lowering.support import CONV, MATMUL
 
 Array = np.ndarray[Any, Any]
 F, I8, I32, U8 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.UINT8
@@ -184,11 +184,11 @@ def _difference(at: ir.Node, value: ir.Value, zero: Zero) -> ir.Value:
     return put(at, "Sub", [wide, zero], dtype=I32, like=value)
 
 
-def _less_number(at: ir.Node, value: ir.Value, number: int) -> ir.Value:
+def _less_number(at: ir.Node, value: ir.Value, less: int) -> ir.Value:
     """int32 `value` less a number."""
-    if not number:
+    if not less:
         return value
-    return put(at, "Sub", [value, constant(at, "number", np.array(number, np.int32))], dtype=I32, like=value)
+    return put(at, "Sub", [value, constant(at, "number", np.array(less, np.int32))], dtype=I32, like=value)
 
 
 def _cast(at: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -196,21 +196,30 @@ def _cast(at: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
 
 
 def _quantize(node: ir.Node) -> None:
-    x, found = node.inputs[0], _numbers(node)
-    if x is None or x.dtype != F or found is None or node.outputs[0].dtype not in (I8, U8):
+    """``clamp(rint(x / scale) + zero, low, high)``; scale and zero point are tensors, so that layers can share kernels."""
+    x, y, found = node.inputs[0], node.outputs[0], _numbers(node)
+    if x is None or x.dtype != F or found is None or y.dtype is None or y.dtype not in (I8, U8):
         return
-    y = node.outputs[0]
-    assert y.dtype is not None
-    attributes = {"scale": found[0], "zero": found[1], "to": int(y.dtype)}
-    take_place(node, put(node, QUANTIZE[1], [x], attributes, domain=QUANTIZE[0], dtype=y.dtype, like=y))
+    scale, zero = found
+    limits = np.iinfo(y.dtype.numpy())
+    steps = x if scale == 1.0 else put(node, "Div", [x, number(node, scale)], dtype=F, like=x)
+    steps = put(node, "Round", [steps], dtype=F, like=x)
+    if zero:
+        steps = put(node, "Add", [steps, number(node, zero)], dtype=F, like=x)
+    bounds = [number(node, bound) for bound in (limits.min, limits.max)]
+    take_place(node, _cast(node, put(node, "Clip", [steps, *bounds], dtype=F, like=x), y.dtype))
 
 
 def _dequantize(node: ir.Node) -> None:
+    """``(q - zero) * scale``."""
     q, found = node.inputs[0], _numbers(node)
     if q is None or q.dtype not in (I8, U8) or found is None or constant_array(q) is not None:
         return
-    attributes = {"scale": found[0], "zero": found[1]}
-    take_place(node, put(node, DEQUANTIZE[1], [q], attributes, domain=DEQUANTIZE[0], dtype=F, like=node.outputs[0]))
+    scale, zero = found
+    real = _cast(node, q, F)
+    if zero:
+        real = put(node, "Sub", [real, number(node, zero)], dtype=F, like=q)
+    take_place(node, real if scale == 1.0 else put(node, "Mul", [real, number(node, scale)], dtype=F, like=q))
 
 
 def _numbers(node: ir.Node) -> tuple[float, int] | None:

@@ -20,8 +20,8 @@ from graphopt.targets.lowering import Lowered
 Array = np.ndarray[Any, Any]
 LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
 """TVM has no transposed convolution of channels last."""
-
-
+ALONG_SUM = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
+"""What tensor cores load fastest of int8."""
 NARROW = ("float16", "bfloat16", "int8")
 
 
@@ -31,7 +31,7 @@ def channels_last(lowered: Lowered) -> Lowered:
     if not any(_is_for_tensor_cores(binding.value) for binding in bindings):
         return lowered
     try:
-        module = relax.transform.ConvertLayout(LAYOUTS)(lowered.module)
+        module = relax.transform.ConvertLayout({}, _layouts)(lowered.module)
     except tvm.error.InternalError:  # a layout it does not know, such as that of five dimensions
         return lowered
     return fold_weights(dataclasses.replace(lowered, module=module))
@@ -39,6 +39,12 @@ def channels_last(lowered: Lowered) -> Lowered:
 
 def _is_for_tensor_cores(value: Any) -> bool:
     return getattr(getattr(value, "op", None), "name", "") in LAYOUTS and str(value.args[0].ty.dtype) in NARROW
+
+
+def _layouts(call: Any) -> Mapping[str, list[str]]:
+    if call.op.name in ALONG_SUM and str(call.args[0].ty.dtype) == "int8" and int(call.attrs.groups) == 1:
+        return ALONG_SUM
+    return LAYOUTS
 
 
 def fold_weights(lowered: Lowered) -> Lowered:

@@ -6,6 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from graphopt.targets.cuda.integer import to_integers
+from graphopt.targets.cuda.integer.along_sums import along_sums
+from graphopt.targets.cuda.integer.stored import store_integers
 from graphopt.targets.cuda.layout import channels_last
 from graphopt.targets.cuda.rounded import read_bfloat16
 from graphopt.targets.lowering import Lowered, lower
@@ -30,4 +32,7 @@ def lower_for_gpu(model: ir.Model) -> tuple[Lowered, dict[str, str]]:
 
     lowered = read_bfloat16(lower(model, prepare))
     lowered = dataclasses.replace(lowered, module=round_in_float32(lowered.module))
-    return channels_last(lowered), integer
+    lowered = along_sums(channels_last(lowered))
+    if integer:
+        lowered = dataclasses.replace(lowered, module=store_integers(lowered.module))
+    return lowered, integer

@@ -1,6 +1,7 @@
-"""Products of 8-bit integers that a target puts in, by Relax's own operators, which layouts and fusion go through.
+"""Operators of 8-bit integers that a target puts in, by Relax's own, which layouts and fusion go through.
 
-Conv32(x, w) and MatMul32(a, b): of int8, summed in int32.
+Conv32(x, w) and MatMul32(a, b): products of int8, summed in int32. Narrow(x; to): whole float32 numbers in an integer
+type that has them (ONNX's Cast also has others wrap around).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
-from graphopt.targets.lowering.support import CONV, MATMUL
+from graphopt.targets.lowering.support import CONV, MATMUL, NARROW
 
 Builder = relax.BlockBuilder
 LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
@@ -37,7 +38,12 @@ def _matmul(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
     return relax.op.matmul(*inputs, out_dtype="int32")
 
 
+def _narrow(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    return relax.op.astype(inputs[0], ir.DataType(node.attributes.get_int("to", 0)).numpy().name)
+
+
 INT8: dict[tuple[str, str], Callable[[Builder, ir.Node, Sequence[Any]], Any]] = {
     CONV: _conv,
     MATMUL: _matmul,
+    NARROW: _narrow,
 }

@@ -17,7 +17,10 @@ from graphopt.artifact import assemble
 from graphopt.base import Context
 from graphopt.pipeline.presets import preset
 from graphopt.targets.cuda import Cuda
+from graphopt.targets.cuda.arch import tvm_target
 from graphopt.targets.cuda.integer import to_integer_operators, to_integers
+from graphopt.targets.cuda.kernels import to_loops
+from graphopt.targets.cuda.lower import lower_for_gpu
 from graphopt.targets.integer import reference
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.lowering.canonical import canonicalise
@@ -226,3 +229,97 @@ def test_a_whole_quantized_model_on_the_emulated_device():
     assert report["integer"] == found
     assert report["tensor_core_share"] == 1.0
     assert report["macs"] == sum(graph.cost.macs(node) for node in graph.load(entry.path()).graph)
+
+
+def test_integer_operators_are_onnxruntimes_to_the_bit():
+    """MatMulInteger and ConvInteger of zero points that are known at run time only, with a border: int32 results."""
+    body = """p = MatMulInteger (a, b, za, zb)
+        c = ConvInteger <pads = [1,0,1,1], strides = [2,1]> (x, w, zx)
+        d = MatMulInteger (a, v, za)"""
+    rng = np.random.default_rng(4)
+    model = net(
+        "uint8[N,5,20] a, uint8 za, int8[20,9] b, uint8[1,3,7,8] x, uint8 zx",
+        "int32[N,5,9] p, int32[1,8,h,v2] c, int32[N,5,6] d", body,
+        w=rng.integers(-128, 128, (8, 3, 3, 3)).astype(np.int8), zb=np.int8(7),
+        v=rng.integers(0, 128, (20, 6)).astype(np.uint8),
+    )  # fmt: skip
+    feeds = {"a": rng.integers(0, 256, (3, 5, 20)).astype(np.uint8), "za": np.array(200, np.uint8)}
+    feeds |= {"x": rng.integers(0, 256, (1, 3, 7, 8)).astype(np.uint8), "zx": np.array(3, np.uint8)}
+    feeds["b"] = rng.integers(-128, 128, (20, 9)).astype(np.int8)
+    assert set(integer_form(model)[1].values()) == {"int8"}
+    equal(on_host(model, feeds), oracle.run(model, feeds))
+
+
+@needs_linux
+def test_weights_quantized_ahead_and_activations_at_run_time():
+    """DynamicQuantizeLinear's scale and zero point go into the sums, which are onnxruntime's."""
+    body = """q, s, z = DynamicQuantizeLinear (x)
+        p = MatMulInteger (q, w, z)
+        f = Cast <to = 1> (p)
+        m = Mul (f, s)
+        y = Mul (m, sw)"""
+    rng = np.random.default_rng(5)
+    w = rng.integers(-127, 128, (24, 16)).astype(np.int8)
+    model = net("float[N,24] x", "float[N,16] y, int32[N,16] p", body, w=w, **scales(sw=0.01))
+    feeds = {"x": rng.normal(size=(5, 24)).astype(np.float32)}
+    got, want = emulate(model, feeds), oracle.run(model, feeds)
+    np.testing.assert_array_equal(got["p"], want["p"])
+    np.testing.assert_allclose(got["y"], want["y"], rtol=1e-6)
+
+
+def test_onnxruntimes_quantized_operators_differ_by_ties_only():
+    """QLinearConv, which onnxruntime computes in integers: at most a step, for a value in a thousand."""
+    body = "y = QLinearConv <pads = [1,1,1,1]> (x, sx, zx, w, sw, zw, sy, zy)"
+    rng = np.random.default_rng(6)
+    zeros = {"zx": np.uint8(110), "zy": np.uint8(120), "zw": np.zeros(16, np.int8)}
+    numbers = {**scales(sx=0.02, sy=0.06), "sw": rng.uniform(0.002, 0.01, 16).astype(np.float32)}
+    w = rng.integers(-127, 128, (16, 8, 3, 3)).astype(np.int8)
+    model = net("uint8[N,8,14,15] x", "uint8[N,16,14,15] y", body, w=w, **numbers, **zeros)
+    feeds = {"x": rng.integers(0, 256, (2, 8, 14, 15)).astype(np.uint8)}
+    got, want = on_host(model, feeds)["y"].astype(int), oracle.run(model, feeds)["y"].astype(int)
+    spread(want)
+    assert np.abs(got - want).max() <= 1
+    assert np.mean(got != want) < 1e-3
+
+
+POOLS = """fx = DequantizeLinear (x, sx, zx)
+    a = AveragePool <kernel_shape = [3,2], pads = [1,0,0,1], strides = [2,2]> (fx)
+    qa = QuantizeLinear (a, sa, za)
+    fa = DequantizeLinear (qa, sa, za)
+    b = AveragePool <kernel_shape = [2,2], pads = [1,1,0,0], count_include_pad = 1> (fx)
+    y = QuantizeLinear (b, sa, za)
+    g = GlobalAveragePool (fa)
+    z = QuantizeLinear (g, sz, zz)
+    fm = MaxPool <kernel_shape = [2,2]> (fx)
+    m = QuantizeLinear (fm, sx, zx)"""
+
+
+def test_average_pools_are_the_reference():
+    rng = np.random.default_rng(7)
+    zeros = {"zx": np.uint8(110), "za": np.uint8(100), "zz": np.uint8(3)}
+    outputs = "uint8[N,6,9,8] y, uint8[N,6,1,1] z, uint8[N,6,8,7] m, uint8[N,6,h,v] qa"
+    model = net("uint8[N,6,9,8] x", outputs, POOLS, **scales(sx=0.02, sa=0.011, sz=0.003), **zeros)
+    x = rng.integers(0, 256, (3, 6, 9, 8)).astype(np.uint8)
+    got = on_host(model, {"x": x})
+    m = np.float32(np.float32(0.02) / np.float32(0.011))
+    qa = reference.average(x, 110, m, (100, 0, 255), (3, 2), (2, 2), (1, 0, 0, 1), False)
+    z = reference.average(
+        qa, 100, np.float32(np.float32(0.011) / np.float32(0.003)), (3, 0, 255), qa.shape[2:], (1, 1), (0,) * 4, False
+    )
+    y = reference.average(x, 110, m, (100, 0, 255), (2, 2), (1, 1), (1, 1, 0, 0), True)
+    spread(qa)
+    for name, value in {"qa": qa, "z": z, "y": y}.items():
+        np.testing.assert_array_equal(got[name], value)
+    np.testing.assert_array_equal(got["m"], oracle.run(model, {"x": x})["m"])
+
+
+def test_what_is_between_layers_has_eight_bits():
+    """Residuals and what is pooled as well, which are read once; not the pool's sums, and not the output."""
+    entry = models.get("digits")
+    model = optimize(graph.load(entry.path()), preset("int8"), calibration=entry.calibration())
+    lowered, _ = lower_for_gpu(model)
+    with tvm_target("sm_80"):
+        main = to_loops(lowered.module, lowered.sources)[0]["main"]
+    types = [binding.var.ty for block in main.body.blocks for binding in block.bindings]
+    assert sum(str(kind.dtype) == "int8" for kind in types) > 8
+    assert [list(kind.shape)[1:] for kind in types if str(kind.dtype) != "int8"] == [[1, 1, 48], [10], [10]]

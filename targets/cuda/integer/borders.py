@@ -35,7 +35,7 @@ def padding(node: ir.Node, kernel: Sequence[int]) -> list[int] | None:
     return [*before, *(max(whole - size - pad, 0) for whole, size, pad in zip(seen, x, before, strict=True))]
 
 
-def inside(node: ir.Node, weights: Array, pads: Sequence[int]) -> Array | None:
+def taps_inside(node: ir.Node, weights: Array, pads: Sequence[int]) -> Array | None:
     """Sums of those of each channel's weights whose taps lie inside the image, int64, at each place of the result.
 
     [1, channels, 1...] where all do everywhere; None where that depends on sizes that are open.

@@ -17,13 +17,13 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
-from graphopt.targets.cuda.integer.borders import inside, numbers, padding
+from graphopt.targets.cuda.integer.borders import numbers, padding, taps_inside
 from graphopt.targets.integer.signs import moved
 from graphopt.targets.llvm.plan.integer.region import only_reader
 from graphopt.targets.lowering.nodes import Attribute, constant, number, put, take_place
 from graphopt.targets.lowering.origins import MACS, does_arithmetic_of
 from graphopt.targets.lowering.qlinear import operand
-from graphopt.targets.lowering.support import CONV, MATMUL
+from graphopt.targets.lowering.support import CONV, MATMUL, NARROW
 
 Array = np.ndarray[Any, Any]
 F, I8, I32, U8 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.UINT8
@@ -86,14 +86,14 @@ def _convolution(node: ir.Node) -> None:
     weights, pads = values.astype(np.int8), padding(node, w.shape[2:])
     if pads is None:
         return
-    table = inside(node, weights, pads)
+    table = taps_inside(node, weights, pads)
     left, z_x = _signed(node, 0)
     if table is None and not isinstance(z_x, int):
         return
     if table is None and z_x:
         left = _padded(node, left, z_x, pads)
         pads = [0] * len(pads)
-        table = inside(node, weights, pads)
+        table = taps_inside(node, weights, pads)
     rank = w.ndim - 2
     attributes: dict[str, Attribute] = {name: numbers(node, name, rank) for name in ("strides", "dilations")}
     attributes |= {"pads": pads, "group": node.attributes.get_int("group", 1)}
@@ -196,7 +196,7 @@ def _cast(at: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
 
 
 def _quantize(node: ir.Node) -> None:
-    """``clamp(rint(x / scale) + zero, low, high)``; scale and zero point are tensors, so that layers can share kernels."""
+    """``clamp(rint(x / scale) + zero, low, high)``; scale and zero point stay tensors: so layers can share kernels."""
     x, y, found = node.inputs[0], node.outputs[0], _numbers(node)
     if x is None or x.dtype != F or found is None or y.dtype is None or y.dtype not in (I8, U8):
         return
@@ -207,7 +207,8 @@ def _quantize(node: ir.Node) -> None:
     if zero:
         steps = put(node, "Add", [steps, number(node, zero)], dtype=F, like=x)
     bounds = [number(node, bound) for bound in (limits.min, limits.max)]
-    take_place(node, _cast(node, put(node, "Clip", [steps, *bounds], dtype=F, like=x), y.dtype))
+    inside = put(node, "Clip", [steps, *bounds], dtype=F, like=x)
+    take_place(node, put(node, NARROW[1], [inside], {"to": int(y.dtype)}, domain=NARROW[0], dtype=y.dtype, like=x))
 
 
 def _dequantize(node: ir.Node) -> None:

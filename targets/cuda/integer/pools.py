@@ -59,12 +59,12 @@ def _sums(at: ir.Node, pool: Pool) -> ir.Value:
 
 def _counts(pool: Pool) -> np.ndarray:
     """How many elements of each window lie inside the image, float32."""
-    from graphopt.targets.cuda.integer.borders import inside, padding
+    from graphopt.targets.cuda.integer.borders import padding, taps_inside
 
     node = pool.nodes[0]
     ones = np.ones((1, 1, *node.attributes.get_ints("kernel_shape", [])), np.int8)
     pads = padding(node, ones.shape[2:])
     assert pads is not None
-    found = inside(node, ones, pads)
+    found = taps_inside(node, ones, pads)
     assert found is not None
     return found.astype(np.float32)

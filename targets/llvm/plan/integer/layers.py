@@ -153,7 +153,9 @@ def _added(
     back = only_reader(inner.value)
     own = None if back is None or back in taken else dequantized(back.outputs[0])
     add = None if back is None or own is None else only_reader(back.outputs[0])
-    if back is None or own is None or add is None or add in taken or add.domain != "" or add.op_type != "Add":
+    if back is None or own is None or add is None or add in taken or add.domain != "":
+        return None
+    if add.op_type not in ("Add", "Sum") or len(add.inputs) != 2:
         return None
     value = add.inputs[1] if add.inputs[0] is back.outputs[0] else add.inputs[0]
     other = dequantized(value)

@@ -49,6 +49,34 @@ def test_a_split_whose_sizes_are_named_empty():
     np.testing.assert_array_equal(oracle.run(after, feeds)["y"], oracle.run(before, feeds)["y"])
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest"])
+def test_sampling_keeps_its_mode_whatever_it_is_called(mode):
+    before = from_text(
+        '<ir_version: 8, opset_import: ["": 16]> g (float[1,2,5,5] x, float[1,3,4,2] grid) => (float[1,2,3,4] y) '
+        f'{{ y = GridSample<mode="{mode}">(x, grid) }}'
+    )
+    keeps(before, x=(1, 2, 5, 5), grid=(1, 3, 4, 2))
+
+
+def test_regions_keep_their_old_coordinates():
+    before = from_text(
+        '<ir_version: 8, opset_import: ["": 13]> g (float[1,2,8,8] x, float[2,4] r, int64[2] b) => (float[2,2,3,3] y) '
+        "{ y = RoiAlign<output_height=3, output_width=3>(x, r, b) }",
+        r=np.float32([[1, 1, 6, 5], [0, 2, 7, 7]]),
+        b=np.array([0, 0]),
+    )
+    keeps(before, x=(1, 2, 8, 8))
+
+
+def keeps(before, **shapes):
+    after = before.clone()
+    raise_opset(after, 21)
+    normalise(after)
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    np.testing.assert_allclose(oracle.run(after, feeds)["y"], oracle.run(before, feeds)["y"], rtol=1e-6, atol=1e-7)
+
+
 def test_inside_a_branch_too():
     before = from_text(
         '<ir_version: 8, opset_import: ["": 13]> g (bool c, float[2,3] x) => (float[2,1] y) { y = If (c) <'

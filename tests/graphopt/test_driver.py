@@ -9,6 +9,7 @@ import pytest
 from graphopt.base import EXACT, LOSSY, Preserves, tolerance
 from graphopt.errors import PassError
 from graphopt.graph import load, sources
+from graphopt.graph.digest import digest
 from graphopt.pipeline import parse_pipeline, run
 from graphopt.pipeline.observers import (
     DumpEach,
@@ -75,6 +76,14 @@ def test_reproducer_folder_fails_the_same_way(small: ir.Model, tmp_path: Path):
     with pytest.raises(PassError) as second:
         run(model, parse_pipeline(text))
     assert str(first.value) == str(second.value) == (tmp_path / "r" / "error.txt").read_text().strip()
+
+
+def test_the_reproducer_keeps_the_graph_from_before_the_pass_touched_it(small: ir.Model, tmp_path: Path):
+    """The pass has edited the graph when its numbers turn out wrong."""
+    observers = [Reproducer(tmp_path / "r"), VerifyNumbers(random_feeds(small))]
+    with pytest.raises(PassError, match="scale-weights"):
+        run(small, parse_pipeline("scale-weights{factor=2}"), observers=observers)
+    assert digest(load(tmp_path / "r" / "model.onnx")) == digest(small)
 
 
 def test_dump_each_saves_input_and_changed_passes(small: ir.Model, tmp_path: Path):

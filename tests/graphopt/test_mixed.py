@@ -86,6 +86,20 @@ def test_results_are_the_callers_own(artifact):
             array[...] = 0
 
 
+def test_an_input_that_is_an_output_is_copied():
+    model = from_text(
+        '<ir_version: 9, opset_import: ["": 19]> g (float[N,4,4] x, float[4] w) => (float[N,4,4] x, float[N] y, '
+        "float[N,4,4] z) { y = Det(x) z = Mul(x, w) }",
+        w=np.ones(4, np.float32),
+    )
+    feeds = {"x": RNG.normal(size=(2, 4, 4)).astype(np.float32)}
+    with graphopt.compile(model) as program:
+        assert program.manifest.parts
+        out = program.run(feeds)
+    np.testing.assert_array_equal(out["x"], feeds["x"])
+    assert not np.shares_memory(out["x"], feeds["x"])
+
+
 def test_weights_of_onnx_parts_are_mapped_once(artifact):
     with graphopt.load(artifact) as program:
         (onnx_part,) = (part for part in program.manifest.parts if part.runs == "onnxruntime")

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import graphopt
 from graphopt import oracle
 from graphopt.artifact import assemble
 from graphopt.base import Context
@@ -153,6 +154,19 @@ def test_softmax_where_and_quantizers_of_onnxruntimes_domain():
         sa=np.float32(0.02), za=np.uint8(120), sy=np.float32(0.004), zy=np.uint8(9), sp=scale(8), zp=i8(8),
     )  # fmt: skip
     same(model, {"a": u8(3, 8), "c": RNG.random((3, 8)) > 0.5, "x": f32(3, 8)}, steps=1)
+
+
+def test_an_old_softmax_over_several_axes_is_not_taken_for_one_over_the_first():
+    """Before opset 13 it went over all axes from `axis` on."""
+    model = model_of(
+        """(uint8[2,3,4] a, float sa, uint8 za, float sy, uint8 zy) => (uint8[2,3,4] y) {
+            y = com.microsoft.QLinearSoftmax<axis=1, opset=12>(a, sa, za, sy, zy)
+        }""",
+        sa=np.float32(0.02), za=np.uint8(120), sy=np.float32(0.004), zy=np.uint8(9),
+    )  # fmt: skip
+    feeds = {"a": u8(2, 3, 4)}
+    with graphopt.compile(model, verify=False) as program:
+        np.testing.assert_array_equal(program.run(feeds)["y"], oracle.run(model, feeds)["y"])
 
 
 @pytest.mark.parametrize("transposed", [0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -47,18 +48,47 @@ def index_maps(block: Any, tile: int, by_columns: bool) -> tuple[tirx.IndexMap, 
     return tuple(make_iter_fusion_index_map(traits, order) for traits, order in orders)
 
 
-def runs_along_k(sch: Any, main: Any) -> bool:
-    """Whether neighbours along k, and not those along j, are so in memory of B, the second operand of the block `main`.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Elements of an operand that lie in memory one after another: along which kind of axes, K, I or J.
 
-    Seen through what stands between B and the function's parameters, such as a transposition.
+    `width`: as many as every run starts at a multiple of, and has a multiple of; 1 where that is not known.
     """
+
+    along: Any
+    width: int
+
+
+def runs(sch: Any, main: Any) -> tuple[Run, Run]:
+    """Those of A and B, the operands of the block `main`, seen through what stands before it, as a transposition."""
     block = sch.get(main)
     found: Any = detect_iter_traits(block)
     if found is None:
-        return False
-    axes = {kind: [a.var for a, t in zip(block.iter_vars, found[3], strict=True) if t.kind == kind] for kind in (J, K)}
-    offset = _offset(sch, main, block.reads[1])
-    return _is_unit_step(offset, axes[K][-1]) and not _is_unit_step(offset, axes[J][-1])
+        return Run(K, 1), Run(J, 1)
+    offsets = [_offset(sch, main, read) for read in block.reads]
+    axes = [(axis, trait.kind) for axis, trait in zip(block.iter_vars, found[3], strict=True)]
+    return _run(offsets[0], axes, (K, I)), _run(offsets[1], axes, (J, K))
+
+
+def _run(offset: Any, axes: list[tuple[Any, Any]], kinds: tuple[Any, Any]) -> Run:
+    """Along the first of `kinds` of whose axes the last has unit steps; else along the first of them, of one element."""
+    for kind in kinds:
+        last = [axis for axis, its in axes if its == kind][-1]
+        if _is_unit_step(offset, last.var):
+            return Run(kind, math.gcd(_multiple_of(_replaced(offset, {last.var: 0 * last.var})), _fixed_extent(last)))
+    return Run(kinds[0], 1)
+
+
+def _multiple_of(expression: Any) -> int:
+    """A number that `expression` is a multiple of, whatever its variables are; 0 is a multiple of all."""
+    if isinstance(expression, int):
+        return expression
+    known: Any = Analyzer().modular_set(Analyzer().simplify(expression))
+    return math.gcd(int(known.coeff), int(known.base))
+
+
+def _fixed_extent(axis: Any) -> int:
+    return int(axis.dom.extent) if isinstance(axis.dom.extent, tirx.IntImm) else 1
 
 
 def _offset(sch: Any, reader: Any, region: Any) -> Any:

@@ -18,7 +18,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu.matmul import get_reduction_blocks
 
-from graphopt.targets.cuda.index_maps import index_maps, runs_along_k, tiles
+from graphopt.targets.cuda.index_maps import K, index_maps, runs, tiles
 from graphopt.targets.cuda.wmma import COLUMNS, ROWS, SUMS, intrinsics
 
 FRAGMENT, WARP = 16, 32
@@ -26,8 +26,8 @@ STAGES = 3
 """Steps along k that are in shared memory at once: with the results at most 47 KiB of 48."""
 WARPS_I, WARPS_J = 2, 2
 TILES = (64, 32)
-STEP_BYTES, COPY_BYTES = 64, 16
-"""Of a row of A in one step along k; of one copy, the largest there is."""
+STEP_BYTES, COPIES = 64, (16, 8, 4)
+"""Bytes of a row of A in one step along k; of a copy, those that a GPU does asynchronously."""
 ENOUGH = 108
 """Tiles: an A100 has as many multiprocessors."""
 
@@ -58,9 +58,10 @@ def _operand(block: Any) -> str | None:
 
 
 def _schedule(sch: Any, main: Any, operand: str, asynchronous: bool) -> Any:
-    lanes = COPY_BYTES // (bytes_each := tvm.DataType(operand).itemsize)
+    bytes_each = tvm.DataType(operand).itemsize
     fragments_k = STEP_BYTES // bytes_each // FRAGMENT
-    by_columns = runs_along_k(sch, main)
+    of_operands = runs(sch, main)
+    by_columns = of_operands[1].along == K
     uses = intrinsics(operand, COLUMNS if by_columns else ROWS)
     reads = [sch.reindex(main, ("read", index)) for index in (0, 1)]
     written = sch.reindex(main, ("write", 0))
@@ -90,7 +91,7 @@ def _schedule(sch: Any, main: Any, operand: str, asynchronous: bool) -> Any:
     for loop, tag in ((batch, "blockIdx.z"), (i0, "blockIdx.x"), (j0, "blockIdx.y"), (warp, "threadIdx.y")):
         sch.bind(loop, tag)
 
-    shared = [_to_shared(sch, outer, index, k0, lanes) for index in (0, 1)]
+    shared = [_to_shared(sch, outer, index, k0, bytes_each, run.width) for index, run in enumerate(of_operands)]
     for block in shared:
         _inline_producers(sch, block)
     fragments = [sch.cache_read(outer, index, f"wmma.matrix_{'ab'[index]}") for index in (0, 1)]
@@ -121,8 +122,13 @@ def _schedule(sch: Any, main: Any, operand: str, asynchronous: bool) -> Any:
     return sch
 
 
-def _to_shared(sch: Any, outer: Any, index: int, at: Any, lanes: int) -> Any:
-    """The tile of operand `index` loaded by all threads together; rows 16 bytes longer, against bank conflicts."""
+def _to_shared(sch: Any, outer: Any, index: int, at: Any, bytes_each: int, width: int) -> Any:
+    """The tile of operand `index` loaded by all threads together; rows 16 bytes longer, against bank conflicts.
+
+    Runs of `width` elements in memory are copied by 16, 8 or 4 bytes at once.
+    """
+    widest = COPIES[0] // bytes_each
+    lanes = next((size // bytes_each for size in COPIES if width % (size // bytes_each) == 0), widest)
     block = sch.cache_read(outer, index, "shared")
     sch.compute_at(block, at)
     fused = sch.fuse(*sch.get_loops(block)[-2:])
@@ -130,7 +136,7 @@ def _to_shared(sch: Any, outer: Any, index: int, at: Any, lanes: int) -> Any:
     sch.bind(warp, "threadIdx.y")
     sch.bind(lane, "threadIdx.x")
     sch.vectorize(vector)
-    sch.storage_align(block, 0, axis=-2, factor=2 * lanes, offset=lanes)
+    sch.storage_align(block, 0, axis=-2, factor=2 * widest, offset=widest)
     return block
 
 

@@ -47,7 +47,7 @@ def moved_bytes(function: Any) -> int:
 
 
 def product_type(function: Any) -> str:
-    """Type of the products of a PrimFunc, not yet scheduled, in the words of `gpus.toml`; "float16" is all of 16 bits."""
+    """Type of the products of a PrimFunc not yet scheduled, in words of `gpus.toml`; "float16" is all of 16 bits."""
     sizes: list[int] = []
 
     def block(found: Any) -> None:

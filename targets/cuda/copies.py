@@ -1,16 +1,22 @@
-"""Asynchronous copies of integers, zeros where a condition fails: TVM writes those of floats alone.
+"""Asynchronous copies that TVM 0.27 leaves to threads: of integers under a condition, and of loops it could not vectorise.
 
-Also zeros of 16 integers of 8 bits, which TVM 0.27 prints as an int4 of 16 arguments.
+Its own (InjectPTXAsyncCopy) are of vectors, and zeros elsewhere of floats. A condition on a convolution's border is the
+same for all elements of a copy where they are of one pixel, which shows only once loops are unrolled and simplified,
+after vectors were made. Also zeros of 16 integers of 8 bits, which TVM prints as an int4 of 16 arguments.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tvm
 import tvm_ffi
 from tvm import tirx
+from tvm.sym import Analyzer
 from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 
 PIPELINE = "graphopt_cuda"
@@ -27,32 +33,116 @@ def _pipeline() -> tuple[Any, Any, Any]:
 
 @tirx.transform.prim_func_pass(opt_level=0)
 def _copies(function: Any, _module: Any, _context: Any) -> Any:
+    values: dict[Any, Any] = {}
+
+    def bind(found: Any) -> None:
+        values[found.var] = found.value
+
+    def loop(found: Any) -> Any:
+        return _loop(found, values)
+
     def stage(found: Any) -> Any:
         if str(found.attr_key) != _ASYNCHRONOUS:
             return found
-        return tirx.AttrStmt(
-            found.node, found.attr_key, found.value, tvm_ffi.structural_map(found.body, (tirx.BufferStore, _copy))
-        )
+        body = tvm_ffi.structural_map(found.body, [(tirx.For, loop), (tirx.BufferStore, _vector)])
+        return tirx.AttrStmt(found.node, found.attr_key, found.value, body)
 
+    tvm_ffi.structural_walk(function.body, (tirx.Bind, bind))
     body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, stage))
     return function.with_body(tvm_ffi.structural_map(body, (tirx.Broadcast, _broadcast)))
 
 
-def _copy(store: Any) -> Any:
-    """`store` as a copy, if it is of global to shared memory where a condition holds and of integer zeros elsewhere."""
-    value, to = store.value, store.buffer
-    if str(to.scope()) != "shared" or _name(value) != "prim.if_then_else":
-        return store
-    condition, read, other = value.args
+@dataclasses.dataclass(frozen=True)
+class _Move:
+    """From one place of global memory to one of shared memory; zeros where `condition`, if there is one, does not hold."""
+
+    source: Any
+    at: Any
+    to: Any
+    into: Any
+    condition: Any
+
+    def copy(self, size: int) -> Any:
+        """`size` bytes of it, asynchronously."""
+        arguments = [self.to.data, self.into, self.source.data, self.at, size]
+        arguments += [] if self.condition is None else [self.condition]
+        return tirx.Evaluate(tirx.call_intrin(str(self.to.dtype), _COPY, *arguments))
+
+
+def _move(store: Any) -> _Move | None:
+    """What `store` moves, if it is nothing else."""
+    read, condition = store.value, None
+    if _name(read) == "prim.if_then_else":
+        condition, read, other = read.args
+        if not _is_zero(other):
+            return None
     source = getattr(read, "source", None)  # of a load from memory
-    from_, into = None if source is None else _first(read.indices[0]), _first(store.indices[0])
-    size = tvm.DataType(str(value.ty.dtype)).itemsize
-    if source is None or str(source.scope()) != "global" or from_ is None or into is None:
+    if source is None or str(source.scope()) != "global" or str(store.buffer.scope()) != "shared":
+        return None
+    return _Move(source, read.indices[0], store.buffer, store.indices[0], condition)
+
+
+def _vector(store: Any) -> Any:
+    """`store` as a copy, if it is one of a vector."""
+    move, size = _move(store), tvm.DataType(str(store.value.ty.dtype)).itemsize
+    if move is None or size not in _BYTES or not (_is_run(move.at) and _is_run(move.into)):
         return store
-    if size not in _BYTES or not _is_zero(other):
-        return store
-    arguments = [to.data, into, source.data, from_, size, condition]
-    return tirx.Evaluate(tirx.call_intrin(str(to.dtype), _COPY, *arguments))
+    return dataclasses.replace(move, at=move.at.base, into=move.into.base).copy(size)
+
+
+def _loop(found: Any, values: Mapping[Any, Any]) -> Any:
+    """`found` as a copy, if it is a loop over neighbours under one condition, aligned to their size in both memories."""
+    body = list(found.body.seq) if isinstance(found.body, tirx.SeqStmt) else [found.body]
+    *binds, store = body
+    if not isinstance(store, tirx.BufferStore) or not all(isinstance(bind, tirx.Bind) for bind in binds):
+        return found
+    move, extent = _move(store), found.extent
+    size = int(extent) * tvm.DataType(str(store.value.ty.dtype)).itemsize if isinstance(extent, tirx.IntImm) else 0
+    if move is None or size not in _BYTES or int(extent) < 2:
+        return found
+    places = [_inlined(place, values) for place in (move.at, move.into)]
+    if not all(_steps_by_one(place, found.loop_var) for place in places):
+        return found
+    zero = {found.loop_var: tirx.IntImm(str(found.loop_var.ty.dtype), 0)}
+    starts = [_replaced(place, zero) for place in places]
+    if any(_multiple_of(start) % int(extent) for start in starts) or _uses(move.condition, found.loop_var, values):
+        return found
+    first = dataclasses.replace(move, at=_replaced(move.at, zero), into=_replaced(move.into, zero))
+    return tirx.SeqStmt([*(_replaced(bind, zero) for bind in binds), first.copy(size)]) if binds else first.copy(size)
+
+
+def _inlined(expression: Any, values: Mapping[Any, Any]) -> Any:
+    """`expression` of no variable that a statement binds."""
+
+    def value(variable: tirx.Var) -> Any:
+        return _inlined(values[variable], values) if variable in values else variable
+
+    return tvm_ffi.structural_map(expression, (tirx.Var, value))
+
+
+def _replaced(part: Any, by: Mapping[Any, Any]) -> Any:
+    def value(variable: tirx.Var) -> Any:
+        return by.get(variable, variable)
+
+    return tvm_ffi.structural_map(part, (tirx.Var, value))
+
+
+def _steps_by_one(place: Any, variable: Any) -> bool:
+    step: Any = Analyzer().simplify(_replaced(place, {variable: variable + 1}) - place)
+    return isinstance(step, tirx.IntImm) and int(step) == 1
+
+
+def _multiple_of(place: Any) -> int:
+    known: Any = Analyzer().modular_set(Analyzer().simplify(place))
+    return math.gcd(int(known.coeff), int(known.base))
+
+
+def _uses(condition: Any, variable: Any, values: Mapping[Any, Any]) -> bool:
+    found: list[Any] = []
+    if condition is not None:
+        simple: Any = Analyzer().simplify(_inlined(condition, values))
+        tvm_ffi.structural_walk(simple, (tirx.Var, found.append))
+    return any(one.same_as(variable) for one in found)
 
 
 def _name(value: Any) -> str:
@@ -61,12 +151,11 @@ def _name(value: Any) -> str:
 
 def _is_zero(value: Any) -> bool:
     single: Any = value.value if isinstance(value, tirx.Broadcast) else value
-    return isinstance(single, tirx.IntImm) and int(single) == 0
+    return isinstance(single, tirx.IntImm | tirx.FloatImm) and float(single.value) == 0
 
 
-def _first(index: Any) -> Any:
-    """Of indices that follow one another; None for others."""
-    return index.base if isinstance(index, tirx.Ramp) and str(index.stride) == "1" else None
+def _is_run(index: Any) -> bool:
+    return isinstance(index, tirx.Ramp) and str(index.stride) == "1"
 
 
 def _broadcast(value: Any) -> Any:
@@ -74,10 +163,9 @@ def _broadcast(value: Any) -> Any:
     kind = tvm.DataType(str(value.ty.dtype))
     if kind.bits != 8 or kind.lanes <= 4 or not isinstance(value.value, tirx.IntImm):
         return value
-    four = np.full(4, int(value.value) & 255, np.uint8).view(np.int32)[0]
-    return tirx.reinterpret(
-        str(kind), tirx.Broadcast(tirx.IntImm("int32", int(four)), tirx.IntImm("int32", kind.lanes // 4))
-    )
+    four = int(np.full(4, int(value.value) & 255, np.uint8).view(np.int32)[0])
+    words = tirx.Broadcast(tirx.IntImm("int32", four), tirx.IntImm("int32", kind.lanes // 4))
+    return tirx.reinterpret(str(kind), words)
 
 
 register_tir_pipeline(PIPELINE, _pipeline)

@@ -71,7 +71,7 @@ def runs(sch: Any, main: Any) -> tuple[Run, Run]:
 
 
 def _run(offset: Any, axes: list[tuple[Any, Any]], kinds: tuple[Any, Any]) -> Run:
-    """Along the first of `kinds` of whose axes the last has unit steps; else along the first of them, of one element."""
+    """Along the first of `kinds` of whose axes the last has unit steps; else along the first, of one element."""
     for kind in kinds:
         last = [axis for axis, its in axes if its == kind][-1]
         if _is_unit_step(offset, last.var):

@@ -1,4 +1,4 @@
-"""Asynchronous copies that TVM 0.27 leaves to threads: of integers under a condition, and of loops it could not vectorise.
+"""Asynchronous copies that TVM 0.27 leaves to threads: of integers under a condition, and of loops not vectorised.
 
 Its own (InjectPTXAsyncCopy) are of vectors, and zeros elsewhere of floats. A condition on a convolution's border is the
 same for all elements of a copy where they are of one pixel, which shows only once loops are unrolled and simplified,
@@ -54,7 +54,7 @@ def _copies(function: Any, _module: Any, _context: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Move:
-    """From one place of global memory to one of shared memory; zeros where `condition`, if there is one, does not hold."""
+    """From one place of global memory to one of shared memory; zeros where `condition`, if given, does not hold."""
 
     source: Any
     at: Any
@@ -84,28 +84,28 @@ def _move(store: Any) -> _Move | None:
 
 def _vector(store: Any) -> Any:
     """`store` as a copy, if it is one of a vector."""
-    move, size = _move(store), tvm.DataType(str(store.value.ty.dtype)).itemsize
+    move, size = _move(store), _bytes(store.value)
     if move is None or size not in _BYTES or not (_is_run(move.at) and _is_run(move.into)):
         return store
     return dataclasses.replace(move, at=move.at.base, into=move.into.base).copy(size)
 
 
 def _loop(found: Any, values: Mapping[Any, Any]) -> Any:
-    """`found` as a copy, if it is a loop over neighbours under one condition, aligned to their size in both memories."""
+    """`found` as a copy, if it is a loop over neighbours under one condition, aligned in both memories."""
     body = list(found.body.seq) if isinstance(found.body, tirx.SeqStmt) else [found.body]
     *binds, store = body
     if not isinstance(store, tirx.BufferStore) or not all(isinstance(bind, tirx.Bind) for bind in binds):
         return found
     move, extent = _move(store), found.extent
-    size = int(extent) * tvm.DataType(str(store.value.ty.dtype)).itemsize if isinstance(extent, tirx.IntImm) else 0
+    size = int(extent) * _bytes(store.value) if isinstance(extent, tirx.IntImm) else 0
     if move is None or size not in _BYTES or int(extent) < 2:
         return found
-    places = [_inlined(place, values) for place in (move.at, move.into)]
-    if not all(_steps_by_one(place, found.loop_var) for place in places):
+    lane, lanes = found.loop_var, int(extent)
+    zero = {lane: tirx.IntImm(str(lane.ty.dtype), 0)}
+    places = [_apart(_inlined(place, values), lane, lanes) for place in (move.at, move.into)]
+    if not all(_is_aligned(place, lane, lanes) for place in places):
         return found
-    zero = {found.loop_var: tirx.IntImm(str(found.loop_var.ty.dtype), 0)}
-    starts = [_replaced(place, zero) for place in places]
-    if any(_multiple_of(start) % int(extent) for start in starts) or _uses(move.condition, found.loop_var, values):
+    if move.condition is not None and _uses(_apart(_inlined(move.condition, values), lane, lanes), lane):
         return found
     first = dataclasses.replace(move, at=_replaced(move.at, zero), into=_replaced(move.into, zero))
     return tirx.SeqStmt([*(_replaced(bind, zero) for bind in binds), first.copy(size)]) if binds else first.copy(size)
@@ -127,22 +127,40 @@ def _replaced(part: Any, by: Mapping[Any, Any]) -> Any:
     return tvm_ffi.structural_map(part, (tirx.Var, value))
 
 
-def _steps_by_one(place: Any, variable: Any) -> bool:
-    step: Any = Analyzer().simplify(_replaced(place, {variable: variable + 1}) - place)
-    return isinstance(step, tirx.IntImm) and int(step) == 1
+def _apart(expression: Any, lane: Any, lanes: int) -> Any:
+    """`expression` without `lane`, of `lanes`, in quotients, and next to remainders and in bounds by their multiples::
+
+    (n e + l) / (n c) = (n e) / (n c)    (n e + l) % (n c) = (n e) % (n c) + l    n e + l < n c  <=>  n e < n c
+    """
+    zero = {lane: tirx.IntImm(str(lane.ty.dtype), 0)}
+
+    def simpler(found: Any) -> Any:
+        if not isinstance(found.b, tirx.IntImm) or int(found.b) % lanes or not _is_aligned(found.a, lane, lanes):
+            return found
+        start = type(found)(_replaced(found.a, zero), found.b)
+        return start + lane if isinstance(found, tirx.FloorMod) else start
+
+    return tvm_ffi.structural_map(expression, ((tirx.FloorDiv, tirx.FloorMod, tirx.LT), simpler))
 
 
-def _multiple_of(place: Any) -> int:
-    known: Any = Analyzer().modular_set(Analyzer().simplify(place))
-    return math.gcd(int(known.coeff), int(known.base))
+def _is_aligned(place: Any, lane: Any, lanes: int) -> bool:
+    """Whether `place` is a multiple of `lanes`, plus `lane`."""
+    start = _replaced(place, {lane: tirx.IntImm(str(lane.ty.dtype), 0)})
+    known: Any = Analyzer().modular_set(Analyzer().simplify(start))
+    step: Any = Analyzer().simplify(place - start - lane)
+    is_run = isinstance(step, tirx.IntImm) and int(step) == 0
+    return is_run and math.gcd(int(known.coeff), int(known.base)) % lanes == 0
 
 
-def _uses(condition: Any, variable: Any, values: Mapping[Any, Any]) -> bool:
+def _uses(condition: Any, variable: Any) -> bool:
     found: list[Any] = []
-    if condition is not None:
-        simple: Any = Analyzer().simplify(_inlined(condition, values))
-        tvm_ffi.structural_walk(simple, (tirx.Var, found.append))
+    simple: Any = Analyzer().simplify(condition)
+    tvm_ffi.structural_walk(simple, (tirx.Var, found.append))
     return any(one.same_as(variable) for one in found)
+
+
+def _bytes(value: Any) -> int:
+    return tvm.DataType(str(value.ty.dtype)).itemsize
 
 
 def _name(value: Any) -> str:

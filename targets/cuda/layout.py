@@ -15,6 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
+from graphopt.targets.cuda.pixels import whole_pixels
 from graphopt.targets.lowering import Lowered
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +35,7 @@ def channels_last(lowered: Lowered) -> Lowered:
         module = relax.transform.ConvertLayout({}, _layouts)(lowered.module)
     except tvm.error.InternalError:  # a layout it does not know, such as that of five dimensions
         return lowered
-    return fold_weights(dataclasses.replace(lowered, module=module))
+    return fold_weights(dataclasses.replace(lowered, module=whole_pixels(module)))
 
 
 def _is_for_tensor_cores(value: Any) -> bool:
@@ -105,11 +106,17 @@ def _permuted(array: Array, call: Any, shape: list[int]) -> Array:
     return np.ascontiguousarray(array.transpose([int(axis) for axis in call.attrs.axes]))
 
 
+def _padded(array: Array, call: Any, shape: list[int]) -> Array:
+    width = [int(size) for size in call.attrs.pad_width]
+    return np.pad(array, list(zip(width[::2], width[1::2], strict=True)))
+
+
 def _reshaped(array: Array, call: Any, shape: list[int]) -> Array:
     return array.reshape(shape)
 
 
 _FOLDED: Mapping[str, Callable[[Array, Any, list[int]], Array]] = {
     "relax.permute_dims": _permuted,
+    "relax.nn.pad": _padded,
     "relax.reshape": _reshaped,
 }

@@ -11,6 +11,13 @@ import numpy as np
 import pytest
 from tvm import relax
 
+from graphopt import artifact, oracle
+from graphopt.base import Context
+from graphopt.passes.convert_float16 import ConvertFloat16
+from graphopt.targets.cuda import Cuda
+from graphopt.targets.cuda.pixels import whole_pixels
+from graphopt.testing import from_text
+from graphopt.testing.cuda_emulation import emulate
 from graphopt.testing.cuda_relax import compile_relax, emulate_relax
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++")
@@ -71,3 +78,62 @@ def test_values_of_narrow_copies(inner, columns):
     a, b = rng.normal(size=(70, inner)).astype(np.float16), rng.normal(size=(inner, columns)).astype(np.float16)
     expected = a.astype(np.float32) @ b.astype(np.float32)
     np.testing.assert_allclose(emulate_relax(matmul, [a, b])[0], expected, atol=1e-2, rtol=1e-3)
+
+
+PICTURE = """<ir_version: 10, opset_import: ["": 18]>
+net (float[1, 3, 13, 11] x, float[24, 3, 3, 3] w) => (float[1, 24, 7, 6] y) {
+    [first] y = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w)
+}"""
+
+
+@needs_linux
+def test_the_three_channels_of_a_picture_become_four(tmp_path):
+    """Pixels and weights alike, the weights when compiling; a pixel is a copy of 8 bytes."""
+    rng = np.random.default_rng(0)
+    w = (rng.normal(size=(24, 3, 3, 3)) / 4).astype(np.float32)
+    plain = from_text(PICTURE, w=w)
+    model = plain.clone()
+    ConvertFloat16().apply(model, Context())
+    program = Cuda(arch="sm_80", compiler="source").build(model, Context())
+    assert [weight.shape for weight in program.weights.values() if weight.ndim == 4] == [(3, 3, 4, 24)]
+    (product,) = [kernel for kernel in program.report["kernels"] if kernel["schedule"] == "TensorCores"]
+    assert product["asynchronous_copies"] >= 4
+    assert not loaded(program.files["kernels.cu"].decode())[1]
+    saved = artifact.write(tmp_path / "p.gopt", program, target="cuda", before=model, after=model, report={})
+    feeds = {"x": rng.normal(size=(1, 3, 13, 11)).astype(np.float32)}
+    expected = oracle.run(plain, feeds)["y"]
+    np.testing.assert_allclose(emulate(saved, feeds)["y"], expected, atol=1e-2 * np.abs(expected).max())
+    assert program.report["macs"] == 27 * expected.size  # of the model, not of its padding
+
+
+@pytest.mark.parametrize("channels", [1, 4, 9])
+def test_other_channels_are_left_as_they_are(channels):
+    def make(_: Any, x: Any, w: Any) -> Any:
+        return convolution(_, x, w)
+
+    arrays = [np.zeros((1, 8, 8, channels), np.float16), np.zeros((3, 3, channels, 8), np.float16)]
+    builder = relax.BlockBuilder()
+    given = [relax.Var(f"x{i}", relax.TensorType([*a.shape], "float16")) for i, a in enumerate(arrays)]
+    with builder.function("main", given):
+        with builder.dataflow():
+            result = builder.emit_output(make(builder, *given))
+        builder.emit_func_output(result)
+    assert "pad(" not in whole_pixels(builder.get())["main"].script()
+
+
+@needs_linux
+def test_weights_of_integer_products_lie_along_the_sum(tmp_path):
+    """[columns, k]: their fragments are by columns; values are onnxruntime's, exactly."""
+    rng = np.random.default_rng(1)
+    w = rng.integers(-127, 128, (40, 33)).astype(np.int8)
+    model = from_text(
+        """<ir_version: 10, opset_import: ["": 18]>
+        net (uint8[37, 40] x, int8[40, 33] w, uint8 z) => (int32[37, 33] y) { [mm] y = MatMulInteger (x, w, z) }""",
+        w=w,
+        z=np.array(7, np.uint8),
+    )
+    program = Cuda(arch="sm_80", compiler="source").build(model, Context())
+    assert "signed char, nvcuda::wmma::col_major" in program.files["kernels.cu"].decode()
+    saved = artifact.write(tmp_path / "i.gopt", program, target="cuda", before=model, after=model, report={})
+    feeds = {"x": rng.integers(0, 256, (37, 40)).astype(np.uint8)}
+    np.testing.assert_array_equal(emulate(saved, feeds)["y"], oracle.run(model, feeds)["y"])

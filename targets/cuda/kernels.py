@@ -23,7 +23,7 @@ from graphopt.targets.cuda.transposed import read_transposed
 from graphopt.targets.cuda.unit_sums import without_unit_sums
 from graphopt.targets.cuda.work import Launch
 from graphopt.targets.lowering.origins import Origin, at_products, origins_of_functions
-from graphopt.targets.lowering.size_order import sizes_in_order
+from graphopt.targets.lowering.size_order import numbers_in_order, sizes_in_order
 
 IS_SCHEDULED = "tirx.is_scheduled"
 
@@ -73,7 +73,8 @@ def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.I
         module, sources = sum_in_float32(module, at_products(module, sources))
         fused = fuse(read_transposed(module))
     origins = origins_of_functions(fused, sources)
-    finish = [transform.FuseTIR(), transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
+    kernels = [transform.FuseTIR(), numbers_in_order]
+    finish = [*kernels, transform.RewriteDataflowReshape(), transform.DeadCodeElimination()]
     return round_products(tvm.transform.Sequential(finish)(fused)), origins
 
 

@@ -20,7 +20,7 @@ from graphopt.targets.lowering.identities import exact_identities
 from graphopt.targets.lowering.lower import Lowered
 from graphopt.targets.lowering.origins import Origin, origins_of_functions
 from graphopt.targets.lowering.rounding import round_in_float32
-from graphopt.targets.lowering.size_order import sizes_in_order
+from graphopt.targets.lowering.size_order import numbers_in_order, sizes_in_order
 
 UNCHECKED = {"tirx.disable_assert": True}
 """Kernels don't check the types and shapes of arguments once more, ``main`` has: a third of the compile time."""
@@ -80,7 +80,7 @@ def merge_module(lowered: Lowered, kernels: Mapping[str, tirx.PrimFunc], cpu: Cp
             transform.FuseOps(),
         ]
     )
-    to_kernels = tvm.transform.Sequential([transform.FuseTIR(), transform.DeadCodeElimination()])
+    to_kernels = tvm.transform.Sequential([transform.FuseTIR(), numbers_in_order, transform.DeadCodeElimination()])
     fused = fuse(round_in_float32(lowered.module))
     origins = origins_of_functions(fused, lowered.sources)
     scheduled, unscheduled = schedule_module(exact_identities(to_kernels(fused)), cpu, parallel)

@@ -1,8 +1,8 @@
 """Which node it is that a target fails with, where the error doesn't say.
 
 TVM names nodes when it imports a model, and seldom when it compiles one. The first nodes of the model, in order, are
-compiled instead of all, and their number halved like in a search by bisection: the smallest number that fails ends with
-the culprit. That takes ``log2(nodes)`` compilations, most of them of few nodes.
+compiled instead of all: 1, 2, 4 and so on until they fail, then half way between; the smallest number that fails ends
+with the culprit. That takes at most ``2 log2(nodes)`` compilations, most of them of few nodes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from graphopt.errors import LoweringError
 from graphopt.mixed.partition import first
 
 SECONDS = 60.0
-"""How long a search may take; a compilation that has begun is finished."""
+"""How long a search may take. A compilation that by the pace of those before would not end in time is not begun."""
 
 
 def culprit(model: ir.Model, lower: Callable[[ir.Model], object], seconds: float = SECONDS) -> ir.Node | None:
@@ -26,15 +26,18 @@ def culprit(model: ir.Model, lower: Callable[[ir.Model], object], seconds: float
     """
     nodes = list(model.graph)
     works, fails = 0, len(nodes)
-    until = time.monotonic() + seconds
+    until, pace = time.monotonic() + seconds, 0.0
     while fails - works > 1:
-        if time.monotonic() > until:
+        count = min(max(2 * works, 1), (works + fails) // 2)
+        began = time.monotonic()
+        if began + pace * count > until:
             return None
-        count = (works + fails) // 2
         try:
             lower(first(model, count))
         except LoweringError:
             fails = count
+            pace = max(pace, (time.monotonic() - began) / count)
         else:
             works = count
+            pace = (time.monotonic() - began) / count
     return nodes[fails - 1]

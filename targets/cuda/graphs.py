@@ -107,7 +107,7 @@ def _is_kernel_alone(module: tvm.IRModule, name: str) -> bool:
         own.append(found.buffer)
 
     body: Any = function
-    tvm_ffi.structural_walk(body.body, (s_tir.SBlock, block), (tirx.AllocBuffer, allocation))
+    tvm_ffi.structural_walk(body.body, [(s_tir.SBlock, block), (tirx.AllocBuffer, allocation)])
     return not any(map(_in_global_memory, own))
 
 

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, tirx
+
+from graphopt.targets.cuda.checks.numbers import operation
+
+_MEETING = frozenset({"tvm_thread_allreduce", "tvm_storage_sync"})
 
 _TO_LOOPS = tvm.transform.Sequential(
     [
@@ -46,10 +51,29 @@ _TO_BARRIERS = tvm.transform.Sequential(
 
 
 def lowered(functions: Mapping[str, Any], target: tvm.target.Target) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The scheduled PrimFuncs `functions` with buffers of several dimensions, and then flat, with barriers."""
+    """The scheduled PrimFuncs `functions` with buffers of several dimensions, and then flat, with barriers.
+
+    Those whose threads share nothing are as they were at the second stage too: flat indices of open sizes take TVM long
+    (the OCR detector's 16 s), and the second stage is for shared memory.
+    """
     module = tvm.IRModule(dict(functions))
-    loops = _TO_LOOPS(tirx.transform.BindTarget(target)(module))
-    return _functions(loops), _functions(_TO_BARRIERS(loops))
+    loops = _functions(_TO_LOOPS(tirx.transform.BindTarget(target)(module)))
+    sharing = tvm.IRModule({name: function for name, function in loops.items() if _shares(function)})
+    return loops, {**loops, **_functions(_TO_BARRIERS(sharing))}
+
+
+def _shares(function: Any) -> bool:
+    """Whether threads of a block meet: in shared memory, at a barrier, or in a sum over threads."""
+    found: list[bool] = []
+
+    def allocation(node: Any) -> None:
+        found.append(str(node.buffer.scope()).startswith("shared"))
+
+    def call(node: Any) -> None:
+        found.append(operation(node) in _MEETING)
+
+    tvm_ffi.structural_walk(function.body, [(tirx.AllocBuffer, allocation), (tvm.ir.Call, call)])
+    return any(found)
 
 
 def synchronised(function: Any) -> Any:

@@ -16,6 +16,7 @@ from graphopt.errors import LoweringError
 from graphopt.targets.cuda.copies import PIPELINE
 from graphopt.targets.cuda.graphs import Graphs, captured, count, open_sizes, with_planned_workspaces
 from graphopt.targets.cuda.half import sum_in_float32
+from graphopt.targets.cuda.integer.add_borders import as_elementwise
 from graphopt.targets.cuda.rounding import round_products
 from graphopt.targets.cuda.short_sums import ShortSums
 from graphopt.targets.cuda.tensor_cores import TensorCores
@@ -64,6 +65,7 @@ def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.I
             relax.backend.DispatchSortScan(),
             transform.LegalizeOps(),
             transform.AnnotateTIROpPattern(),
+            tvm.transform.module_pass(as_elementwise, opt_level=0),
             transform.FoldConstant(),
             transform.FuseOps(),
         ]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from graphopt.targets.cuda.integer import to_integers
+from graphopt.targets.cuda.integer.add_borders import add_borders
 from graphopt.targets.cuda.integer.along_sums import along_sums
 from graphopt.targets.cuda.integer.stored import store_integers
 from graphopt.targets.cuda.layout import channels_last
@@ -32,7 +33,7 @@ def lower_for_gpu(model: ir.Model) -> tuple[Lowered, dict[str, str]]:
 
     lowered = read_bfloat16(lower(model, prepare))
     lowered = dataclasses.replace(lowered, module=round_in_float32(lowered.module))
-    lowered = along_sums(channels_last(lowered))
+    lowered = along_sums(add_borders(channels_last(lowered)))
     if integer:
         lowered = dataclasses.replace(lowered, module=store_integers(lowered.module))
     return lowered, integer

@@ -1,7 +1,8 @@
 """Operators of 8-bit integers that a target puts in, by Relax's own, which layouts and fusion go through.
 
 Conv32(x, w) and MatMul32(a, b): products of int8, summed in int32. Narrow(x; to): whole float32 numbers in an integer
-type that has them (ONNX's Cast also has others wrap around).
+type that has them (ONNX's Cast also has others wrap around). AddBorder(sums, table): a convolution's sums and what is
+added to each by how much of its window lies outside the image, [1, channels, ways of rows, ways of columns].
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
-from graphopt.targets.lowering.support import CONV, MATMUL, NARROW
+from graphopt.targets.lowering.support import BORDER, CONV, MATMUL, NARROW
 
 Builder = relax.BlockBuilder
 LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
@@ -38,6 +39,13 @@ def _matmul(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
     return relax.op.matmul(*inputs, out_dtype="int32")
 
 
+def _border(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
+    """A form that layouts go through; the target puts in what it means."""
+    size = relax.ShapeExpr(list(inputs[0].ty.shape)[2:])
+    spread = relax.op.image.resize2d(inputs[1], size, layout="NCHW", method="nearest_neighbor")
+    return relax.op.add(inputs[0], builder.normalize(spread))
+
+
 def _narrow(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
     return relax.op.astype(inputs[0], ir.DataType(node.attributes.get_int("to", 0)).numpy().name)
 
@@ -45,5 +53,6 @@ def _narrow(builder: Builder, node: ir.Node, inputs: Sequence[Any]) -> Any:
 INT8: dict[tuple[str, str], Callable[[Builder, ir.Node, Sequence[Any]], Any]] = {
     CONV: _conv,
     MATMUL: _matmul,
+    BORDER: _border,
     NARROW: _narrow,
 }

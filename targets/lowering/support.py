@@ -32,7 +32,7 @@ BOTH_DOMAINS = frozenset({"Gelu"})
 EXTERNAL = ("graphopt", "CallPacked")
 IN_RANGE, NOT_ZERO = ("graphopt", "InRange"), ("graphopt", "NotZero")
 """Checks; see `guards`."""
-CONV, MATMUL, NARROW = ("graphopt", "Conv32"), ("graphopt", "MatMul32"), ("graphopt", "Narrow")
+CONV, MATMUL, BORDER, NARROW = (("graphopt", name) for name in ("Conv32", "MatMul32", "AddBorder", "Narrow"))
 """Of 8-bit integers; see `int8`."""
 OWN = frozenset({"BitCast", "Col2Im", "CumProd", "ReverseSequence"})
 """What `converters` has."""
@@ -54,7 +54,7 @@ def has_converter(domain: str, op_type: str) -> bool:
     from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map  # pyright: ignore[reportPrivateUsage]
 
     if domain == EXTERNAL[0]:
-        return (domain, op_type) in (EXTERNAL, IN_RANGE, NOT_ZERO, CONV, MATMUL, NARROW)
+        return (domain, op_type) in (EXTERNAL, IN_RANGE, NOT_ZERO, CONV, MATMUL, BORDER, NARROW)
     if domain == "com.microsoft":
         return op_type in MICROSOFT
     if domain != "" or (op_type in MICROSOFT and op_type not in BOTH_DOMAINS):

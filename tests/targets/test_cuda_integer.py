@@ -110,6 +110,30 @@ def test_a_convolution_with_a_residual_is_the_reference_to_the_bit():
     equal(emulate(model, feeds), want)
 
 
+OPEN = """fx = DequantizeLinear (x, sx, zx)
+    fw = DequantizeLinear <axis = 0> (w, sw)
+    c = Conv <pads = [2,1,1,3], strides = [2,1], dilations = [1,2], group = {group}> (fx, fw)
+    y = QuantizeLinear (c, sy, zy)"""
+
+
+@needs_linux
+@pytest.mark.parametrize("group", [1, 4])
+def test_borders_of_images_of_open_size(group):
+    """Even and odd sizes under a stride of two, and images smaller than the window; dilated."""
+    rng = np.random.default_rng(8)
+    w = rng.integers(-127, 128, (12, 4 // group, 4, 3)).astype(np.int8)
+    numbers = {"sw": rng.uniform(0.002, 0.01, 12).astype(np.float32), "zx": np.uint8(90), "zy": np.uint8(120)}
+    model = net(
+        "uint8[N,4,H,W] x", "uint8[N,12,h,v] y", OPEN.format(group=group), w=w, **numbers, **scales(sx=0.02, sy=0.05)
+    )
+    sizes = [(7, 9), (8, 5), (2, 3), (1, 2)]
+    feeds = [{"x": rng.integers(0, 256, (2, 4, *size)).astype(np.uint8)} for size in sizes]
+    m = (np.float32(0.02) * numbers["sw"] / np.float32(0.05))[:, None, None]
+    for one, got in zip(feeds, emulate(model, feeds), strict=True):
+        acc = reference.convolution(one["x"], 90, w, None, (2, 1), (1, 2), (2, 1, 1, 3), group)
+        np.testing.assert_array_equal(got["y"], reference.requantise(acc, m, 120, 0, 255))
+
+
 ATTENTION = """qq = QuantizeLinear (q, sq, zq)
     fq = DequantizeLinear (qq, sq, zq)
     qk = QuantizeLinear (k, sk, zk)

@@ -55,6 +55,19 @@ def taps_inside(node: ir.Node, weights: Array, pads: Sequence[int]) -> Array | N
     return total[None]
 
 
+def border_table(node: ir.Node, weights: Array, pads: Sequence[int]) -> Array:
+    """Sums of the weights of taps inside an image, int64 [1, channels, rows, columns], by `place` of the two axes."""
+    total: Array = weights.sum(axis=1, dtype=np.int64)
+    for size, dilation, before, after in zip(
+        weights.shape[2:], numbers(node, "dilations", 2), pads[:2], pads[2:], strict=True
+    ):
+        taps = np.arange(size)[:, None, None] * dilation
+        low, high = np.arange(before + 1)[:, None], np.arange(after + 1)[None]
+        seen = (taps >= low) & ((size - 1) * dilation - taps >= high)
+        total = np.tensordot(total, seen.reshape(size, -1).astype(np.int64), axes=(1, 0))
+    return total[None]
+
+
 def _sizes(value: ir.Value | None) -> tuple[int, ...] | None:
     """Height, width and so on, where they are known."""
     if value is None or value.shape is None:

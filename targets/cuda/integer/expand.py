@@ -10,20 +10,20 @@ stand only the weights whose taps lie inside the image. So one constant is added
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
-from graphopt.targets.cuda.integer.borders import numbers, padding, taps_inside
+from graphopt.targets.cuda.integer.borders import border_table, numbers, padding, taps_inside
 from graphopt.targets.integer.signs import moved
 from graphopt.targets.llvm.plan.integer.region import only_reader
 from graphopt.targets.lowering.nodes import Attribute, constant, number, put, take_place
 from graphopt.targets.lowering.origins import MACS, does_arithmetic_of
 from graphopt.targets.lowering.qlinear import operand
-from graphopt.targets.lowering.support import CONV, MATMUL, NARROW
+from graphopt.targets.lowering.support import BORDER, CONV, MATMUL, NARROW
 
 Array = np.ndarray[Any, Any]
 F, I8, I32, U8 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.UINT8
@@ -86,22 +86,29 @@ def _convolution(node: ir.Node) -> None:
     weights, pads = values.astype(np.int8), padding(node, w.shape[2:])
     if pads is None:
         return
-    table = taps_inside(node, weights, pads)
     left, z_x = _signed(node, 0)
+    rank = w.ndim - 2
+    if rank == 2 and any(pads) and isinstance(z_x, int) and z_x:
+        acc = _product(node, CONV, left, constant(node, "int8", weights), _geometry(node, rank, pads))
+        _finish(node, acc, (-z_x * border_table(node, weights, pads)).astype(np.int32), BORDER)
+        return
+    table = taps_inside(node, weights, pads)
     if table is None and not isinstance(z_x, int):
         return
     if table is None and z_x:
         left = _padded(node, left, z_x, pads)
         pads = [0] * len(pads)
         table = taps_inside(node, weights, pads)
-    rank = w.ndim - 2
-    attributes: dict[str, Attribute] = {name: numbers(node, name, rank) for name in ("strides", "dilations")}
-    attributes |= {"pads": pads, "group": node.attributes.get_int("group", 1)}
-    acc = _product(node, CONV, left, constant(node, "int8", weights), attributes)
+    acc = _product(node, CONV, left, constant(node, "int8", weights), _geometry(node, rank, pads))
     if isinstance(z_x, int):
         _finish(node, acc, (-z_x * table).astype(np.int32) if z_x and table is not None else None)
     elif table is not None:
         take_place(node, _less(node, acc, z_x, constant(node, "inside", table.astype(np.int32))))
+
+
+def _geometry(node: ir.Node, rank: int, pads: Sequence[int]) -> dict[str, Attribute]:
+    found: dict[str, Attribute] = {name: numbers(node, name, rank) for name in ("strides", "dilations")}
+    return {**found, "pads": pads, "group": node.attributes.get_int("group", 1)}
 
 
 def _padded(node: ir.Node, x: ir.Value, zero: Zero, pads: list[int]) -> ir.Value:
@@ -141,21 +148,18 @@ def _signed(node: ir.Node, index: int) -> tuple[ir.Value, Zero]:
     return left, _less_number(node, _cast(node, zero, I32), shift)
 
 
-def _finish(node: ir.Node, acc: ir.Value, correction: Array | None) -> None:
-    """Add what is constant, together with the bias that follows."""
-    reader = only_reader(node.outputs[0])
-    bias = None
+def _finish(node: ir.Node, acc: ir.Value, correction: Array | None, kind: tuple[str, str] = ("", "Add")) -> None:
+    """Add what is constant, together with the bias that follows, by the operator `kind`."""
+    if correction is None:
+        take_place(node, acc)
+        return
+    reader, bias = only_reader(node.outputs[0]), None
     if reader is not None and reader.op_type == "Add" and reader.domain == "":
         bias = next((array for v in reader.inputs if (array := constant_array(v)) is not None), None)
-    if reader is None or bias is None or correction is None:
-        take_place(node, acc if correction is None else _add(node, acc, correction))
-        return
     with np.errstate(over="ignore"):
-        take_place(reader, _add(node, acc, np.asarray(bias + correction, np.int32)))
-
-
-def _add(at: ir.Node, acc: ir.Value, array: Array) -> ir.Value:
-    return put(at, "Add", [acc, constant(at, "bias", array)], dtype=I32, like=acc)
+        total = correction if bias is None else np.asarray(bias + correction, np.int32)
+    added = put(node, kind[1], [acc, constant(node, "bias", total)], domain=kind[0], dtype=I32, like=acc)
+    take_place(node if reader is None or bias is None else reader, added)
 
 
 def _less(at: ir.Node, acc: ir.Value, zero: Zero, sums: ir.Value) -> ir.Value:

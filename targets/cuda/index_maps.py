@@ -24,6 +24,11 @@ def tiles(block: Any, size: int) -> int:
     return math.prod(extents[S]) * math.prod(-(-math.prod(extents[kind]) // size) for kind in (I, J))
 
 
+def has_open_size(block: Any) -> bool:
+    """Whether an axis of the block has a size that is not known when compiling."""
+    return any(not isinstance(axis.dom.extent, tirx.IntImm) for axis in block.iter_vars)
+
+
 def _fixed(trait: Any) -> int:
     return int(trait.extent) if isinstance(trait.extent, tirx.IntImm) else 1
 

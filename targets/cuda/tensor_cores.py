@@ -1,12 +1,13 @@
-"""Products of float16 on tensor cores, summed in float32: a schedule for ``C[s,i,j] += A[s,i,k] * B[s,k,j]``.
+"""Products on tensor cores: a schedule for ``C[s,i,j] += A[s,i,k] * B[s,k,j]``.
 
-Matrix products and convolutions alike; of the latter A is read in place, as the implicit product over taps and channels
-(Chetlur et al. 2014, cuDNN). A block of 4 warps computes a tile of 64 x 64, or of 32 x 32 where there would be too few
-to occupy a GPU, in steps of 32 along k: the tiles of A and B go into shared memory, each warp multiplies its quarter by
-16 x 16 x 16 fragments (NVIDIA, "CUDA C++ Programming Guide", wmma). Sizes that are no multiples of the tile, and a
-convolution's border, are zeros as they are loaded. Where the GPU copies asynchronously, three steps are in shared
-memory: the copies of the next two run while one is multiplied. What follows the product element by element is computed
-as the result leaves shared memory.
+Of float16 or bfloat16 summed in float32, of int8 or uint8 in int32 (`wmma.SUMS`). Matrix products and convolutions
+alike; of the latter A is read in place, as the implicit product over taps and channels (Chetlur et al. 2014, cuDNN). A
+block of 4 warps computes a tile of 64 x 64, or of 32 x 32 where there would be too few to occupy a GPU, in steps of 64
+bytes along k: the tiles of A and B go into shared memory, each warp multiplies its quarter by 16 x 16 x 16 fragments
+(NVIDIA, "CUDA C++ Programming Guide", wmma). B lies there as it does in memory, by rows or by columns. Sizes that are no
+multiples of the tile, and a convolution's border, are zeros as they are loaded. Where the GPU copies asynchronously,
+three steps or more are in shared memory: the copies of the next run while one is multiplied. What follows the product
+element by element is computed as the result leaves shared memory.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu.matmul import get_reduction_blocks
 
-from graphopt.targets.cuda.index_maps import K, index_maps, runs, tiles
+from graphopt.targets.cuda.index_maps import K, has_open_size, index_maps, runs, tiles
 from graphopt.targets.cuda.wmma import COLUMNS, ROWS, SUMS, intrinsics
 
 FRAGMENT, WARP = 16, 32
-STAGES = 3
-"""Steps along k that are in shared memory at once: with the results at most 47 KiB of 48."""
+STAGES, MORE_STAGES = 3, 6
+"""Steps along k that are in shared memory at once: with the results at most 47 KiB of 48. More of them where there are
+too few tiles to occupy a GPU: what is under way has to fill the memory's latency (Little's law)."""
 WARPS_I, WARPS_J = 2, 2
 TILES = (64, 32)
 STEP_BYTES, COPIES = 64, (16, 8, 4)
@@ -66,6 +68,8 @@ def _schedule(sch: Any, main: Any, operand: str, asynchronous: bool) -> Any:
     reads = [sch.reindex(main, ("read", index)) for index in (0, 1)]
     written = sch.reindex(main, ("write", 0))
     tile = next((size for size in TILES if tiles(sch.get(main), size) >= ENOUGH), TILES[-1])
+    is_small = not has_open_size(sch.get(main)) and tiles(sch.get(main), tile) < ENOUGH
+    stages = MORE_STAGES if is_small else STAGES
     fragments_i, fragments_j = tile // WARPS_I // FRAGMENT, tile // WARPS_J // FRAGMENT
     maps = index_maps(sch.get(main), tile, by_columns)
     if maps is None:
@@ -104,7 +108,7 @@ def _schedule(sch: Any, main: Any, operand: str, asynchronous: bool) -> Any:
     sch.reverse_compute_at(staged, warp)
     start = sch.decompose_reduction(outer, k0)
     if asynchronous:
-        sch.annotate(k0, "software_pipeline_stage", [0, 0, STAGES - 1])
+        sch.annotate(k0, "software_pipeline_stage", [0, 0, stages - 1])
         sch.annotate(k0, "software_pipeline_order", [0, 1, 2])
         sch.annotate(k0, "software_pipeline_async_stages", [0])
 

@@ -80,6 +80,28 @@ def test_values_of_narrow_copies(inner, columns):
     np.testing.assert_allclose(emulate_relax(matmul, [a, b])[0], expected, atol=1e-2, rtol=1e-3)
 
 
+@needs_linux
+def test_few_tiles_have_more_copies_under_way():
+    """Five steps ahead in place of two, where the blocks are too few to fill the memory's latency otherwise."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(49, 320)).astype(np.float16), rng.normal(size=(320, 40)).astype(np.float16)
+    source, *_ = compile_relax(matmul, [a, b])
+    assert "async_wait_group_5()" in source
+    many, *_ = compile_relax(matmul, [np.zeros((768, 320), np.float16), np.zeros((320, 768), np.float16)])
+    assert "async_wait_group_2()" in many
+    assert "async_wait_group_5()" not in many
+    expected = a.astype(np.float32) @ b.astype(np.float32)
+    np.testing.assert_allclose(emulate_relax(matmul, [a, b])[0], expected, atol=2e-2, rtol=1e-3)
+
+
+def test_an_open_size_has_the_copies_of_a_large_one():
+    model = from_text("""<ir_version: 10, opset_import: ["": 18]>
+        net (float16[N, 320] x, float16[320, 40] w) => (float16[N, 40] y) { [mm] y = MatMul (x, w) }""")
+    source = Cuda(arch="sm_80", compiler="source").build(model, Context()).files["kernels.cu"].decode()
+    assert "async_wait_group_2()" in source
+    assert "async_wait_group_5()" not in source
+
+
 PICTURE = """<ir_version: 10, opset_import: ["": 18]>
 net (float[1, 3, 13, 11] x, float[24, 3, 3, 3] w) => (float[1, 24, 7, 6] y) {
     [first] y = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w)

@@ -26,8 +26,8 @@ class ConvertBfloat16(Pass):
     exclude: node names or operators that read what they did, ``*`` allowed.
 
     Constants are stored as bfloat16, half as large. What is computed is cast to bfloat16 and back, which gives what the
-    tensor cores of a GPU compute (Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training): the cuda target
-    leaves out the way back. onnxruntime's CPU provider has no products of bfloat16, and runs those of the casts.
+    tensor cores of a GPU compute (Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training): the cuda
+    target leaves out the way back. onnxruntime's CPU provider has no products of bfloat16, and runs those of the casts.
 
     Whatever else reads such a value, as a residual does, reads it rounded too, so that it need not be stored twice.
     bfloat16 has float32's range, with 8 significant bits: nothing overflows, and no calibration data is asked for.

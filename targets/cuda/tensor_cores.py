@@ -4,7 +4,7 @@ Of float16 or bfloat16 summed in float32, of int8 or uint8 in int32 (`wmma.SUMS`
 alike; of the latter A is read in place, as the implicit product over taps and channels (Chetlur et al. 2014, cuDNN). A
 block of 4 warps computes a tile of 64 x 64, or of 32 x 32 where there would be too few to occupy a GPU, in steps of 64
 bytes along k: the tiles of A and B go into shared memory, each warp multiplies its quarter by 16 x 16 x 16 fragments
-(NVIDIA, "CUDA C++ Programming Guide", wmma). B lies there as it does in memory, by rows or by columns. Sizes that are no
+(NVIDIA, "CUDA C++ Programming Guide", wmma). B lies there as it does in memory, by rows or columns. Sizes that are no
 multiples of the tile, and a convolution's border, are zeros as they are loaded. Where the GPU copies asynchronously,
 three steps or more are in shared memory: the copies of the next run while one is multiplied. What follows the product
 element by element is computed as the result leaves shared memory.

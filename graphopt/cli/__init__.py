@@ -1,7 +1,8 @@
 """The command line: one file a command, each a thin layer over the Python API.
 
 Exit codes: 0 done; 1 `compare --fail` found too much; 2 usage; 3 model; 4 data; 5 pass; 6 lowering; 7 artifact;
-8 fetch; 9 host (see `graphopt.errors`); 70 a bug in graphopt; 130 interrupted.
+8 fetch; 9 host (see `graphopt.errors`); 70 a bug in graphopt; 130 interrupted,
+143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from typing import Any
 
 from graphopt.errors import FULL, GraphoptError, HostError
 
-INTERNAL, INTERRUPTED = 70, 130
+INTERNAL = 70
+INTERRUPTS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+"""Signals -> exit codes. SIGTERM is what `timeout` and service managers send: it cleans up like Ctrl-C."""
 
 
 class _Interrupts:
-    """Ctrl-C raises KeyboardInterrupt as ever, and is remembered: TVM's callbacks turn it into errors of their own."""
+    """They raise KeyboardInterrupt, and are remembered: TVM's callbacks turn that into errors of their own."""
 
     def __init__(self) -> None:
-        self.seen = False
-        signal.signal(signal.SIGINT, self._raise)
+        self.code: int | None = None
+        for number in INTERRUPTS:
+            signal.signal(number, self._raise)
 
-    def _raise(self, *_: Any) -> None:
-        self.seen = True
+    def _raise(self, number: int, _: Any) -> None:
+        self.code = INTERRUPTS[signal.Signals(number)]
         raise KeyboardInterrupt
 
 
@@ -34,8 +38,8 @@ def main() -> None:
     try:
         _run()
     except (SystemExit, Exception, KeyboardInterrupt) as error:
-        if interrupts.seen:
-            sys.exit(_fail("interrupted; nothing was left half-written.", INTERRUPTED))
+        if interrupts.code is not None:
+            sys.exit(_fail("interrupted; nothing was left half-written.", interrupts.code))
         if isinstance(error, SystemExit) or os.environ.get("GRAPHOPT_TRACEBACK"):
             raise
         sys.exit(_explain(error))

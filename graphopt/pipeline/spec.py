@@ -114,7 +114,10 @@ class _Reader:
         return match
 
     def error(self, what: str) -> UsageError:
-        return UsageError(f"{what} at column {self.position + 1} of {self.text!r}; the form is name{{key=value,...}}.")
+        return UsageError(
+            f"{what} at column {self.position + 1} of {self.text!r}; the form is name{{key=value,...}}, "
+            'and a value with spaces or marks stands in "quotes".'
+        )
 
 
 def _item(reader: _Reader) -> Item:

@@ -38,6 +38,21 @@ def report(machine: Machine, offloaded: Sequence[Offloaded], left: Mapping[str, 
     }
 
 
+def note(found: Mapping[str, Any]) -> str:
+    """The report in one line: how many operators are on the NPU, and the commonest reasons why others are not."""
+    reasons: dict[str, list[str]] = {}
+    for item in found["left"]:
+        reasons.setdefault(item["reason"], []).append(item["name"])
+    ranked = sorted(reasons.items(), key=lambda entry: -len(entry[1]))
+    shown = [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why})" for why, names in ranked[:3]
+    ]
+    rest = f", {len(ranked) - 3} further reasons in the report" if len(ranked) > 3 else ""
+    done = len(found["nodes"])
+    said = f"{done} of {done + len(found['left'])} operators on the NPU"
+    return f"{said}; on the CPU: {', '.join(shown)}{rest}" if shown else said
+
+
 def totals(machine: Machine | BareArray, nodes: Sequence[Node]) -> dict[str, Any]:
     """Sums over `nodes`."""
     cycles, macs = sum(node["cycles"] for node in nodes), sum(node["macs"] for node in nodes)

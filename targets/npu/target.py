@@ -40,14 +40,15 @@ class Npu(Target):
         from graphopt.targets.llvm import Llvm
         from graphopt.targets.npu.asm import disassemble
         from graphopt.targets.npu.machine import load_machine
-        from graphopt.targets.npu.report import report
+        from graphopt.targets.npu.report import note, report
         from graphopt.targets.npu.rewrite import offload
 
         machine = load_machine(self.machine)
         model = model.clone()
         offloaded, left = offload(model, machine, self.cpu_gmacs)
         program = Llvm(mcpu=self.mcpu).build(model, context)
-        program.report = {"npu": report(machine, offloaded, left), "cpu": program.report}
+        found = report(machine, offloaded, left)
+        program.report = {"npu": found, "cpu": program.report, "notes": [note(found)]}
         program.files["npu/machine.json"] = json.dumps(json.loads(machine.to_json()), indent=1).encode()
         for index, item in enumerate(offloaded):
             program.files[f"npu/{index:03d}.asm"] = disassemble(item.stream).encode()

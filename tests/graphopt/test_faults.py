@@ -83,7 +83,7 @@ def test_a_read_only_folder_is_told_before_the_work(verb: str, tmp_path: Path):
     tmp_path.chmod(0o500)
     try:
         start = time.monotonic()
-        process = command(verb, str(DIGITS), "-o", str(tmp_path / "o"))
+        process = command(verb, str(DIGITS), "-o", str(tmp_path / ("o.onnx" if verb == "opt" else "o.gopt")))
         _, err = process.communicate(timeout=60)
         assert (process.returncode, one_paragraph(err)) == (2, True), err
         assert "read-only" in err

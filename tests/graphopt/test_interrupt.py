@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: exit code 130, one line, nothing half-written."""
+"""Ctrl-C or SIGTERM at any moment: exit code 130 or 143, one line, nothing half-written."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ import pytest
 DIGITS = Path(__file__).parents[2] / "models" / "digits.onnx"
 
 
-def interrupted(command: list[str], ready: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line, and press Ctrl-C when it prints `ready`."""
+def interrupted(command: list[str], by: str, ready: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line, and send it the signal `by` when it calls `ready`."""
     code = (
         "import sys, signal, os\n"
         "from graphopt import cli\n"
@@ -22,7 +22,7 @@ def interrupted(command: list[str], ready: str) -> subprocess.CompletedProcess[s
         "module = importlib.import_module(module)\n"
         "wrapped = getattr(module, name)\n"
         "def press(*a, **k):\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    os.kill(os.getpid(), signal.{by})\n"
         "    return wrapped(*a, **k)\n"
         "setattr(module, name, press)\n"
         "cli.main()\n"
@@ -38,9 +38,12 @@ def interrupted(command: list[str], ready: str) -> subprocess.CompletedProcess[s
         ("compile", "graphopt.artifact.writer:atomic_write"),
     ],
 )
-def test_an_interrupt_leaves_nothing(command: str, at: str, tmp_path: Path):
-    done = interrupted([command, str(DIGITS), "-O1", "-o", str(tmp_path / "o")], at)
-    assert done.returncode == 130, done.stderr
+@pytest.mark.parametrize(("by", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupt_leaves_nothing(command: str, at: str, by: str, code: int, tmp_path: Path):
+    """Ctrl-C, and what `timeout` and service managers send."""
+    name = {"opt": "o.onnx", "compile": "o.gopt"}[command]
+    done = interrupted([command, str(DIGITS), "-O1", "-o", str(tmp_path / name)], by, at)
+    assert done.returncode == code, done.stderr
     assert done.stderr == "graphopt: error: interrupted; nothing was left half-written.\n"
     assert list(tmp_path.iterdir()) == []
 

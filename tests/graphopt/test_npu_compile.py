@@ -69,9 +69,18 @@ def test_a_product_before_float_operators_says_what_to_do(net: Path, tmp_path: P
         *("--target", "npu{cpu_gmacs=0.001}", "-o", tmp_path / "m.gopt"),
     )
     assert done.code == 0, done.err
+    assert "operators on the NPU; on the CPU: " in done.out
     done = graphopt("npu", "report", tmp_path / "m.gopt")
     left = [line for line in done.out.splitlines() if line.startswith("not on the NPU")]
     assert left, done.out
     assert any("quantize its result to have it on the NPU" in line for line in left)
     found = json.loads(graphopt("npu", "report", tmp_path / "m.gopt", "--json").out)["left"]
     assert [f"not on the NPU: {node['name']}: {node['reason']}" for node in found] == left
+
+
+def test_a_float_model_is_told_to_be_quantized(net: Path, tmp_path: Path, graphopt) -> None:
+    """All of it runs on the CPU: to compile for the NPU and not to say so would hide it."""
+    done = graphopt("compile", net, "--target", "npu", "--dim", "N=1", "-o", tmp_path / "m.gopt")
+    assert done.code == 0, done.err
+    assert "npu: 0 of 4 operators on the NPU; on the CPU: " in done.out
+    assert "and 3 more (not quantized: add insert-qdq to the pipeline)" in done.out

@@ -19,15 +19,20 @@ from graphopt.targets.cuda.pixels import whole_pixels
 from graphopt.targets.lowering import Lowered
 
 Array = np.ndarray[Any, Any]
-LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
-"""TVM has no transposed convolution of channels last."""
+LAYOUTS = {
+    "relax.nn.conv1d": ["NWC", "WIO"],
+    "relax.nn.conv1d_transpose": ["NCW", "IOW"],
+    "relax.nn.conv2d": ["NHWC", "HWIO"],
+    "relax.nn.conv2d_transpose": ["NCHW", "IOHW"],
+}
+"""TVM has no transposed convolutions of channels last."""
 ALONG_SUM = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
 """What tensor cores load fastest of int8."""
 NARROW = ("float16", "bfloat16", "int8")
 
 
 def channels_last(lowered: Lowered) -> Lowered:
-    """2-D convolutions channels last, if one is of 16-bit floats or int8 and TVM can carry the layout through."""
+    """1-D and 2-D convolutions channels last, if one is of a 16-bit float or int8 and TVM can carry that through."""
     bindings = [binding for block in lowered.module["main"].body.blocks for binding in block.bindings]
     if not any(_is_for_tensor_cores(binding.value) for binding in bindings):
         return lowered

@@ -148,6 +148,8 @@ def _json(found: Culprit) -> dict[str, Any]:
 
 
 def _print(found: Culprit) -> None:
+    from graphopt.pipeline.registry import spec_of
+
     typer.echo(
         f"{typer.style(found.pass_.name, bold=True)}, pass {found.position} of {found.total}, is the first bad one:"
     )
@@ -155,7 +157,7 @@ def _print(found: Culprit) -> None:
     at = found.application
     if at is None:
         what = "its changes can't be made one by one" if found.after is not None else "it did not finish"
-        typer.echo(f"{what}; graphopt reduce -p '{found.pass_.name}' finds the smallest model on which it fails")
+        typer.echo(f"{what}; graphopt reduce -p '{spec_of(found.pass_)}' finds the smallest model on which it fails")
         return
     which = f"change {at.number}" if at.number == at.last else f"one of the changes {at.number} to {at.last}"
     alone = {True: ", by itself too", False: ", only together with those before it", None: ""}[at.alone]

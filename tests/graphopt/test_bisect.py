@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graphopt.cli.bisect import _print
 from graphopt.debug import bisect, condition, keeps
+from graphopt.debug.bisect import Culprit
 from graphopt.debug.changes import Side, changes
 from graphopt.debug.hybrid import hybrid, joined_changes
 from graphopt.errors import UsageError
@@ -172,3 +174,10 @@ def test_a_real_network():
     assert (at.number, at.total, at.alone) == (31, 52, True)
     assert at.old[0].startswith(f"[{norms[30].name}]")
     assert reduce(model, pipeline_fails(passes)).nodes == 1
+
+
+def test_the_way_on_names_the_pass_with_its_options(plugin, small, capsys):
+    """Without them `graphopt reduce` would run another pass than the one that failed."""
+    (bad,) = parse_pipeline("scale-weights{factor=2}")
+    _print(Culprit(bad, 1, 1, "it failed.", None, 1, small, None))
+    assert "graphopt reduce -p 'scale-weights{factor=2.0}' finds" in capsys.readouterr().out

@@ -243,6 +243,14 @@ def test_wrong_rules_are_refused(tmp_path, change, message):
         load_rules("tpu")
 
 
+def test_rules_that_were_edited_are_read_again(tmp_path):
+    path = tmp_path / "mine.toml"
+    empty = "".join(f"{key} = []\n" for key in ("own_scale", "same_scale", "all_inputs", "fused", "joint_scale"))
+    for op in ("Conv", "Gemm"):
+        path.write_text(f'summary = ""\nweighted = ["{op}"]\n{empty}')
+        assert load_rules(str(path)).weighted == {op}
+
+
 def test_the_rules_that_come_along_are_sound():
     assert known() == ["llvm", "npu", "onnxruntime"]
     for target in known():

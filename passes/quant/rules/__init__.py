@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,6 @@ def known() -> list[str]:
     return sorted(path.stem for path in HERE.glob("*.toml"))
 
 
-@lru_cache
 def load_rules(target: str) -> Rules:
     """The rules of a target, or of the TOML file at the path `target`. Raises `UsageError` naming what is wrong."""
     path = HERE / f"{target}.toml" if target in known() else Path(target)

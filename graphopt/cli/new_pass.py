@@ -13,9 +13,11 @@ def new_pass(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A new folder; default: the name.")] = None,
 ) -> None:
     """Write a package with a working pass, its tests and its entry point, to start from."""
+    import shlex
+
     from graphopt.scaffold import new_pass as write
 
     for path in write(name, output):
         typer.echo(f"wrote {path}")
-    folder = output or Path(name)
+    folder = shlex.quote(str(output or name))
     typer.echo(f"next: cd {folder} && pip install -e '.[dev]' && pytest && graphopt passes")

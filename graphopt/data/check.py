@@ -24,20 +24,16 @@ def checked(feeds: Any, inputs: Sequence[ir.Value], label: str, *, any_batch: bo
     wanted = [str(v.name) for v in inputs]
     if set(given) != set(wanted):
         raise DataError(
-            f"{label}the model's inputs are {', '.join(wanted)}, but the calibration data has "
-            f"{', '.join(given) or 'none'}."
+            f"{label}the model's inputs are {', '.join(wanted)}, but the data has {', '.join(given) or 'none'}."
         )
     symbols: dict[str, int] = {}
     for value in inputs:
         array = given[str(value.name)]
         if value.dtype is not None and array.dtype != value.dtype.numpy():
-            raise DataError(
-                f"{label}input {value.name!r} needs {value.dtype.numpy()}, but the calibration data is {array.dtype}."
-            )
+            raise DataError(f"{label}input {value.name!r} needs {value.dtype.numpy()}, but the data is {array.dtype}.")
         if value.shape is not None and not _fits(array.shape, value.shape, symbols, any_batch=any_batch):
             raise DataError(
-                f"{label}input {value.name!r} needs shape {value.shape}, but the calibration data has shape "
-                f"{list(array.shape)}."
+                f"{label}input {value.name!r} needs shape {value.shape}, but the data has shape {list(array.shape)}."
             )
     return given
 

@@ -69,7 +69,7 @@ def open_data(source: Source, model: ir.Model, batch_size: int = 32) -> Batches:
             yield feeds
         if empty:
             need = f"one batch of {fixed} samples" if fixed else "one sample"
-            raise DataError(f"{label}the calibration data does not hold {need}.")
+            raise DataError(f"{label}the data does not hold {need}.")
 
     return Batches(make, divisible=divisible)
 

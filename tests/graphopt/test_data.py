@@ -130,8 +130,8 @@ def test_a_source_read_once_is_pulled_no_further_than_needed():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"y": images(2)}, "inputs are x, but the calibration data has y"),
-        ({"x": images(2).astype(float)}, "'x' needs float32, but the calibration data is float64"),
+        ({"y": images(2)}, "inputs are x, but the data has y"),
+        ({"x": images(2).astype(float)}, "'x' needs float32, but the data is float64"),
         ({"x": images(2)[..., :2]}, r"'x' needs shape \[N,2,3\].* \[2, 2, 2\]"),
         ({"x": images(2)[0]}, "'x' needs shape"),
         ({"x": images(0)}, "does not hold one sample"),

@@ -73,3 +73,8 @@ def test_names_and_folders_that_are_taken(folder: Path, tmp_path: Path):
         new_pass("merge-relus", folder)
     with pytest.raises(UsageError, match="keyword"):
         new_pass("class", tmp_path / "p")
+
+
+def test_the_next_step_can_be_pasted(tmp_path: Path, graphopt):
+    done = graphopt("new-pass", "merge-relus", "-o", tmp_path / "my passes")
+    assert f"next: cd '{tmp_path / 'my passes'}' && pip install" in done.out

@@ -87,7 +87,10 @@ def report(
             for kernel in kernels
             if kernel.get("spill_stores") or kernel.get("spill_loads")
         ],
-        "notes": [f"{share:.1%} of the multiply-adds are on tensor cores (counted in {counted})"] if share else [],
+        "notes": [
+            *([f"{share:.1%} of the multiply-adds are on tensor cores (counted in {counted})"] if share else []),
+            *([f"{graphs.kernels} of {graphs.of} kernels are launched as CUDA graphs"] if graphs.kernels else []),
+        ],
         "macs": sum(work.calls * work.macs for work in todo),
         "tensor_core_share": share,
         "counted": counted,

@@ -81,23 +81,32 @@ def test_every_call_with_inputs_elsewhere_is_right(net, saved):
 
 
 def test_what_is_launched_is_what_the_report_says(saved):
-    """The first call launches each kernel by itself and captures; later ones launch the graph and the rest."""
+    """The first call launches each kernel by itself and captures; later ones launch the graph and the rest; one that is
+    watched launches and tells each kernel again."""
     path, graphs = saved
     script = f"""
 import ctypes, numpy as np
 from graphopt.testing.cuda_emulation import worker
 worker.start({str(build.driver())!r})
 worker.cuda_runtime._compile = lambda source: bytes(5000)
-run = worker.load({str(path)!r}).run
-for _ in range(3):
+program = worker.load({str(path)!r})
+run = program.run
+for _ in range(4):
     print("call", flush=True)
     run({{"x": np.ones((2, 16, 5, 5), np.float32)}})
     ctypes.CDLL(None).fflush(None)
+    if _ == 2:
+        seen = []
+        program.instrument(lambda function, name, before, *_: seen.append(name) if before else None)
+print("call seen", *[name for name in seen if not name.startswith("vm.")])
 """
-    calls = _python(script).split("call\n")[1:]
+    *calls, watched = _python(script).split("call\n")[1:]
     launches = [len(re.findall("^launch", call, re.MULTILINE)) for call in calls]
     assert launches == [graphs["of"]] * 3
     assert [re.findall(r"^graph (\d+)", call, re.MULTILINE) for call in calls] == [[], *[[str(graphs["kernels"])]] * 2]
+    assert len(re.findall("^launch", watched, re.MULTILINE)) == graphs["of"]
+    assert "graph " not in watched
+    assert len(watched.rpartition("call seen ")[2].split()) == 4, "one function has two kernels"
 
 
 def _python(script: str) -> str:

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Pass, Preserves, Report, tolerance
 from graphopt.data import Batches
-from graphopt.graph import add_constant, constant_array, fresh_name, remove_unused
+from graphopt.graph import add_constant, constant_array, fresh_name, remove_unused, used_once
 from graphopt.oracle import Session
 from graphopt.passes.batch_norm.reading import is_onnx
 from graphopt.passes.weights import find_weight, input_axis
@@ -125,7 +125,7 @@ def _absorbs(node: ir.Node) -> bool:
         return len(node.inputs) < 3 or node.inputs[2] is None or constant_array(node.inputs[2]) is not None
     index = _vector(node)
     scaled = node.inputs[1 - index] if index is not None else None
-    return scaled is not None and len(scaled.uses()) == 1
+    return scaled is not None and used_once(scaled)
 
 
 def _multiplies(node: ir.Node) -> bool:

@@ -126,3 +126,10 @@ def test_bad_inputs():
         apply(SmoothQuant(), block())
     with pytest.raises(UsageError, match="alpha"):
         parse_pipeline("smooth-quant{alpha=2}")
+
+
+def test_a_product_that_the_graph_returns_keeps_its_numbers():
+    before = block(WRITTEN_OUT, out="float[n,5,8] z, float[n,5,16] t")
+    after, report = apply(SmoothQuant(), before, CONTEXT)
+    assert_equivalent(before, after, rtol=1e-5, feeds=FEEDS)
+    assert "by a Mul of its own" in report.changes[0].action

@@ -57,7 +57,8 @@ def index_maps(block: Any, tile: int, by_columns: bool) -> tuple[tirx.IndexMap, 
 class Run:
     """Elements of an operand that lie in memory one after another: along which kind of axes, K, I or J.
 
-    `width`: as many as every run starts at a multiple of, and has a multiple of; 1 where that is not known.
+    `width`: as many as every run starts at a multiple of, and has a multiple of; 1 where that is not known; 0 where
+    runs of whole vectors start between them, as in a part of a longer row.
     """
 
     along: Any
@@ -80,7 +81,9 @@ def _run(offset: Any, axes: list[tuple[Any, Any]], kinds: tuple[Any, Any]) -> Ru
     for kind in kinds:
         last = [axis for axis, its in axes if its == kind][-1]
         if _is_unit_step(offset, last.var):
-            return Run(kind, math.gcd(_multiple_of(_replaced(offset, {last.var: 0 * last.var})), _fixed_extent(last)))
+            extent = _fixed_extent(last)
+            width = math.gcd(_multiple_of(_replaced(offset, {last.var: 0 * last.var})), extent)
+            return Run(kind, 0 if width < 4 and extent % 4 == 0 else width)
     return Run(kinds[0], 1)
 
 

@@ -63,6 +63,8 @@ def _schedule(sch: Any, main: Any, operand: str, asynchronous: bool) -> Any:
     bytes_each = tvm.DataType(operand).itemsize
     fragments_k = STEP_BYTES // bytes_each // FRAGMENT
     of_operands = runs(sch, main)
+    if not all(run.width for run in of_operands):
+        return None
     by_columns = of_operands[1].along == K
     uses = intrinsics(operand, COLUMNS if by_columns else ROWS)
     reads = [sch.reindex(main, ("read", index)) for index in (0, 1)]

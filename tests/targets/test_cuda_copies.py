@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tvm import relax
+from tvm import relax, te
 
 from graphopt import artifact, oracle
 from graphopt.base import Context
@@ -78,6 +78,23 @@ def test_values_of_narrow_copies(inner, columns):
     a, b = rng.normal(size=(70, inner)).astype(np.float16), rng.normal(size=(inner, columns)).astype(np.float16)
     expected = a.astype(np.float32) @ b.astype(np.float32)
     np.testing.assert_allclose(emulate_relax(matmul, [a, b])[0], expected, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "sums", "first"), [("float16", "float32", 1), ("int8", "int32", 2)])
+def test_rows_that_start_between_multiples_are_left_to_another_schedule(dtype, sums, first):
+    """A part of longer rows: no copy may start there."""
+
+    def make(builder: Any, a: Any, b: Any) -> Any:
+        def product(a: Any, b: Any) -> Any:
+            k = te.reduce_axis((0, 64), "k")
+            return te.compute(
+                (96, 64), lambda i, j: te.sum(a[i, k + first].astype(sums) * b[k, j].astype(sums), axis=k)
+            )
+
+        return builder.call_te(product, a, b)
+
+    *_, rule = compile_relax(make, [np.zeros((96, 72), dtype), np.zeros((64, 64), dtype)])
+    assert rule != "TensorCores"
 
 
 @needs_linux

@@ -94,6 +94,15 @@ def test_the_command_prints_one_document(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("graphopt: error: there is no file")
 
 
+def test_kernels_of_bfloat16():
+    model = optimize(_net(), "convert-bfloat16", verify=False)
+    found = check_kernels(model, {"x": _normal(3, 40, seed=1)}, sample=2)
+    assert "bfloat16" in {kernel.dtype for kernel in found.kernels}
+    assert [kernel.fault for kernel in found.kernels if kernel.fault] == []
+    assert max(kernel.error for kernel in found.kernels) < 1e-2
+    assert found.output_error < 1e-2
+
+
 def test_integers_are_to_be_equal_whatever_the_tolerance():
     from graphopt.testing.cuda_emulation.__main__ import _wrong
     from graphopt.testing.cuda_emulation.by_kernel import KernelCheck

@@ -120,21 +120,21 @@ def test_mutants_of_products_of_other_types(dtype, sum_in, arch):
     assert count["wait"] >= (1 if arch == "sm_80" else 0)
 
 
-def _ring(stages: int, pending: int, *, waits: bool = True, first: bool = True, second: bool = True):
-    """Rows copied two steps ahead into a ring of `stages`, and read by other threads than copied them."""
+def _ring(stages: int, pending: int, *, ahead: int = 2, waits: bool = True, first: bool = True, second: bool = True):
+    """Rows copied `ahead` steps ahead into a ring of `stages`, and read by other threads than copied them."""
 
     @T.prim_func(s_tir=True)
-    def kernel(x: T.Buffer((1280,), "float32"), y: T.Buffer((1280,), "float32")):
+    def kernel(x: T.Buffer((2560,), "float32"), y: T.Buffer((2560,), "float32")):
         thread = T.launch_thread("threadIdx.x", 64)
         ring = T.alloc_shared((64 * stages,), "float32")
-        for k in range(2):
+        for k in range(ahead):
             with T.attr(0, "async_commit_queue_scope", 0), T.attr(0, "async_scope", 1):
                 ring[k * 64 + thread] = x[k * 64 + thread]
-        for k in range(18):
+        for k in range(30):
             if first:
                 T.evaluate(T.tvm_storage_sync("shared"))
             with T.attr(0, "async_commit_queue_scope", 0), T.attr(0, "async_scope", 1):
-                ring[(k + 2) % stages * 64 + thread] = x[(k + 2) * 64 + thread]
+                ring[(k + ahead) % stages * 64 + thread] = x[(k + ahead) * 64 + thread]
             if waits:
                 with T.attr(0, "async_wait_inflight_count", pending):
                     T.evaluate(0)
@@ -152,6 +152,10 @@ def _ring(stages: int, pending: int, *, waits: bool = True, first: bool = True, 
         ("a longer ring needs one barrier", {"stages": 4, "pending": 2, "first": False}, ""),
         ("a shorter one has no room", {"stages": 2, "pending": 2}, "while an asynchronous copy to it is under way"),
         ("a wait too short", {"stages": 3, "pending": 3}, "reads element 63 of shared ring while an asynchronous copy"),
+        ("six steps", {"stages": 6, "pending": 5, "ahead": 5}, ""),
+        ("six steps, a wait too short", {"stages": 6, "pending": 6, "ahead": 5}, "while an asynchronous copy"),
+        ("six steps, others still read", {"stages": 6, "pending": 5, "ahead": 5, "first": False}, "with no barrier"),
+        ("six steps in five", {"stages": 5, "pending": 5, "ahead": 5}, "while an asynchronous copy"),
         ("no wait", {"stages": 3, "pending": 2, "waits": False}, "while an asynchronous copy"),
         ("waited for, and no barrier", {"stages": 4, "pending": 2, "second": False}, "with no barrier between"),
         ("others still read", {"stages": 3, "pending": 2, "first": False}, "with no barrier between"),

@@ -54,7 +54,9 @@ def calls(model: ir.Model, feeds: Mapping[str, Array], arch: str) -> tuple[list[
 
 
 def _taken(argument: Any) -> Argument:
-    return np.from_dlpack(argument).copy() if hasattr(argument, "shape") else argument
+    from graphopt.artifact import tensors
+
+    return tensors.to_array(argument) if hasattr(argument, "shape") else argument
 
 
 def _program(model: ir.Model, arch: str) -> tuple[Program, dict[str, tuple[int, ...]]]:

@@ -1,9 +1,9 @@
 """Two threads at the same shared memory with no barrier between them, one of them writing; copies not waited for.
 
 The kernel's accesses to shared memory are walked through in order, with all threads of a block at once and all values
-of the inner loops; of a loop with barriers inside, its first and its last rounds: two each, or four where it copies
-asynchronously (a pipeline's steps and one more). Of sizes and blocks, a few. Which elements are touched between two
-barriers, and by whom, then is a matter of counting (`shared`); no value is computed.
+of the inner loops; of a loop with barriers inside, its first and its last rounds: two each, and as many more as groups
+of asynchronous copies may be under way. Of sizes and blocks, a few. Which elements are touched between two barriers,
+and by whom, then is a matter of counting (`shared`); no value is computed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from graphopt.targets.cuda.checks.places import touched
 from graphopt.targets.cuda.checks.shared import Shared
 
 _SIZES = (1, 3, 40)
-_ROUNDS, _ROUNDS_OF_COPIES = 2, 4
+_ROUNDS, _MOST_UNDER_WAY = 2, 8
 
 
 @dataclasses.dataclass
@@ -143,7 +143,9 @@ class _Block:
             self.found.faults.append("has a loop with a barrier that threads run different numbers of times")
         extent, start = int(extents[0]), evaluate(loop.start, values)
         inside = list(_all(loop.body))
-        few = _ROUNDS_OF_COPIES if any(isinstance(one, Commit | Wait) for one in inside) else _ROUNDS
+        waits = [_under_way(one, values) for one in inside if isinstance(one, Wait)]
+        issues = any(isinstance(one, Commit) for one in inside)
+        few = _ROUNDS + max(waits, default=_MOST_UNDER_WAY if issues else 0)
         before = -1
         for number in sorted({n for n in (*range(few), *range(extent - few, extent)) if 0 <= n < extent}):
             if number != before + 1:
@@ -205,6 +207,14 @@ class _Block:
                 holds = holds and bool(found[0])
         if holds:
             then()
+
+
+def _under_way(wait: Wait, values: dict[Any, Array]) -> int:
+    """How many groups of copies may be under way after it."""
+    try:
+        return int(np.max(evaluate(wait.pending, values)))
+    except Unknown:  # it depends on the round
+        return _MOST_UNDER_WAY
 
 
 def _all(body: list[Event]) -> Iterator[Event]:

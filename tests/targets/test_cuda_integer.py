@@ -347,3 +347,17 @@ def test_what_is_between_layers_has_eight_bits():
     types = [binding.var.ty for block in main.body.blocks for binding in block.bindings]
     assert sum(str(kind.dtype) == "int8" for kind in types) > 8
     assert [list(kind.shape)[1:] for kind in types if str(kind.dtype) != "int8"] == [[1, 1, 48], [10]]
+
+
+def test_an_image_resized_and_added_is_no_border():
+    """As feature pyramids have it."""
+    text = """p (float[1,4,4,4] x, float[1,4,8,8] s) => (float[1,4,8,8] y) {
+        k = Constant<value_floats=[1.0, 1.0, 2.0, 2.0]>()
+        r = Resize(x, , k)
+        y = Add(s, r)
+    }"""
+    model = from_text(f'<ir_version: 10, opset_import: ["": 18]> {text}')
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.normal(size=(1, 4, 4, 4)).astype("f"), "s": rng.normal(size=(1, 4, 8, 8)).astype("f")}
+    got = emulate(model, feeds, checks=False)["y"]
+    np.testing.assert_allclose(got, oracle.run(model, feeds)["y"], rtol=1e-6, atol=1e-6)

@@ -65,7 +65,7 @@ class _Adder(relax.PyExprMutator):
         spread: Any = self.values.get(op.args[1])
         while _name(spread) == "relax.permute_dims":
             spread = self.values.get(spread.args[0])
-        if _name(spread) != RESIZE:
+        if _name(spread) != RESIZE or str(spread.args[0].ty.dtype) != "int32":  # an image resized, of the model's own
             return self.visit_expr_post_order(op)
         table = spread.args[0]
         if _name(conv) != "relax.nn.conv2d" or table not in self.names:

@@ -16,7 +16,7 @@ from graphopt.passes.convert_bfloat16 import ConvertBfloat16
 from graphopt.targets.cuda import Cuda
 from graphopt.targets.cuda.lower import lower_for_gpu
 from graphopt.testing import from_text
-from graphopt.testing.cuda_emulation import emulate
+from graphopt.testing.cuda_emulation import check_kernels, emulate
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++")
 
@@ -162,3 +162,12 @@ def test_what_is_cast_there_and_back_is_rounded_within_a_kernel(arch):
     x["x"][0, :3] = np.nan, np.inf, -np.inf
     want, got = oracle.run(model, x), emulate(model, x, arch=arch)
     np.testing.assert_array_equal(got["y"], want["y"])
+
+
+@needs_linux
+def test_kernels_one_by_one(rounded):
+    """The tool that checks each kernel hands bfloat16 over, which numpy has no type of its own for."""
+    found = check_kernels(rounded, feeds(1), sample=1)
+    assert not found.unchecked
+    assert max(kernel.error for kernel in found.kernels) < 1e-3
+    assert found.output_error < 1e-3

@@ -174,6 +174,22 @@ def test_other_targets_compute_the_same(tmp_path, target):
         np.testing.assert_allclose(got[name], array, atol=2e-5)
 
 
+def test_llvm_rounds_to_nearest_even_within_a_kernel(tmp_path):
+    text = (
+        HEAD
+        + """g (float[N] x) => (float[N] y) {
+        n = Neg (x)
+        b = Cast <to = 16> (n)
+        f = Cast <to = 1> (b)
+        y = Abs (f)
+    }"""
+    )
+    graph.save(from_text(text), tmp_path / "net.onnx")
+    x = {"x": np.array(SPECIAL, np.float32)}
+    got = graphopt.compile(tmp_path / "net.onnx", target="llvm").run(x)
+    np.testing.assert_array_equal(got["y"], np.abs(rounded(-x["x"])))
+
+
 def test_from_the_command_line(tmp_path):
     graph.save(net(), tmp_path / "net.onnx")
     command = ["opt", "net.onnx", "-p", "convert-bfloat16{exclude=[MatMul]}", "-o", "brain.onnx"]

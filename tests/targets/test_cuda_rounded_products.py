@@ -151,7 +151,7 @@ def test_what_is_cast_there_and_back_is_rounded_within_a_kernel(arch):
     """TVM computes bfloat16 in float32 on processors without it, and two casts in one kernel would be nothing."""
     text = """<ir_version: 10, opset_import: ["": 18]>
     g (float[N,16] x) => (float[N,16] y, bfloat16[N,16] n) {
-        a = Mul (x, x)
+        a = Neg (x)
         b = Cast <to = 16> (a)
         c = Cast <to = 1> (b)
         y = Add (c, x)
@@ -159,7 +159,7 @@ def test_what_is_cast_there_and_back_is_rounded_within_a_kernel(arch):
         n = Cast <to = 16> (d)
     }"""
     model, x = from_text(text), {"x": np.random.default_rng(5).normal(size=(7, 16)).astype(np.float32)}
-    x["x"][0, :3] = np.nan, np.inf, -np.inf
+    x["x"][0, :6] = np.nan, np.inf, -np.inf, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8  # halves go to the even neighbour
     want, got = oracle.run(model, x), emulate(model, x, arch=arch)
     np.testing.assert_array_equal(got["y"], want["y"])
 

@@ -22,6 +22,9 @@ def store_integers(module: tvm.IRModule) -> tvm.IRModule:
     bindings = {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
     mutator: Any = _Readers(module)
     mutator.values = bindings
+    pure = [block for block in main.body.blocks if isinstance(block, relax.DataflowBlock)]
+    every = [binding.var for block in pure for binding in block.bindings]
+    mutator.outputs = {variable for variable in every if not isinstance(variable, relax.DataflowVar)}
     mutator.uses = Counter(argument for value in bindings.values() for argument in getattr(value, "args", ()))
     mutator.builder_.update_func(module.get_global_var("main"), mutator.visit_expr(main))
     return mutator.builder_.get()
@@ -29,9 +32,10 @@ def store_integers(module: tvm.IRModule) -> tvm.IRModule:
 
 @relax.expr_functor.mutator
 class _Readers(relax.PyExprMutator):
-    """`values`: of variables. `uses`: how often each is read."""
+    """`values`: of variables. `uses`: how often each is read. `outputs`: what blocks of dataflow give out."""
 
     values: dict[Any, Any]
+    outputs: set[Any]
     uses: Counter[Any]
 
     def visit_var_binding_(self, binding: Any) -> None:
@@ -40,7 +44,7 @@ class _Readers(relax.PyExprMutator):
         if call is None:
             super().visit_var_binding_(binding)
         else:
-            emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
+            emit = self.builder_.emit_output if binding.var in self.outputs else self.builder_.emit
             self.set_var_remap(binding.var, emit(call, name_hint=str(binding.var.name)))
 
     def _add(self, call: Any) -> Any:

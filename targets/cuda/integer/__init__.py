@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graphopt.graph import infer_shapes
+from graphopt.graph import constant_array, infer_shapes
 from graphopt.targets.cuda.integer.emit import emit
 from graphopt.targets.cuda.integer.expand import expand
 from graphopt.targets.cuda.integer.pools import emit as emit_pool
@@ -21,6 +21,7 @@ from graphopt.targets.llvm.plan.integer.order import hoist
 from graphopt.targets.llvm.plan.integer.pools import find as find_pools
 from graphopt.targets.llvm.plan.weights import WEIGHTED, make_float
 from graphopt.targets.lowering.integer_ops import expand_dynamic
+from graphopt.targets.lowering.nodes import constant
 
 INTEGER = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
@@ -37,6 +38,7 @@ def to_integers(model: ir.Model) -> dict[str, str]:
         infer_shapes(model)
     make_signed(model)
     expand(model)
+    _flatten_numbers(model.graph)
     common.RemoveUnusedNodesPass()(model)
     return found
 
@@ -65,3 +67,16 @@ def to_integer_operators(model: ir.Model) -> dict[str, str]:
             found[str(node.name)] = "float32"
     common.RemoveUnusedNodesPass()(model)
     return found
+
+
+def _flatten_numbers(graph: ir.Graph) -> None:
+    """Numbers of shape [1] become scalars, which layouts go past: an activation is fused with its product then."""
+    for node in list(graph):
+        if node.domain != "" or node.op_type not in ("Add", "Div", "Mul", "Sub"):
+            continue
+        for index, value in enumerate(node.inputs):
+            other, array = node.inputs[1 - index], constant_array(value)
+            if array is None or array.size != 1 or array.ndim == 0 or other is None or other.shape is None:
+                continue
+            if len(other.shape) >= array.ndim and constant_array(other) is None:
+                node.replace_input_with(index, constant(node, "number", array.reshape(())))

@@ -361,3 +361,30 @@ def test_an_image_resized_and_added_is_no_border():
     feeds = {"x": rng.normal(size=(1, 4, 4, 4)).astype("f"), "s": rng.normal(size=(1, 4, 8, 8)).astype("f")}
     got = emulate(model, feeds, checks=False)["y"]
     np.testing.assert_allclose(got, oracle.run(model, feeds)["y"], rtol=1e-6, atol=1e-6)
+
+
+def test_activations_are_fused_with_their_product():
+    """HardSwish by its parts, with numbers of shape [1] as some exporters write them: one kernel from int8 to int8."""
+    body = """fx = DequantizeLinear (x, s, zx)
+        fw = DequantizeLinear (w, s)
+        c = Conv <pads = [1,1,1,1]> (fx, fw)
+        a = Add (c, three)
+        b = Clip (a, low, high)
+        d = Mul (c, b)
+        e = Div (d, six)
+        y = QuantizeLinear (e, s, zx)"""
+    rng = np.random.default_rng(9)
+    numbers = {"three": np.array([3], np.float32), "six": np.array([6], np.float32), "zx": np.uint8(90)}
+    w = rng.integers(-127, 128, (16, 8, 3, 3)).astype(np.int8)
+    model = net("uint8[N,8,9,9] x", "uint8[N,16,9,9] y", body, w=w, **numbers, **scales(s=0.02, low=0, high=6))
+    lowered, _ = lower_for_gpu(model)
+    with tvm_target("sm_80"):
+        module = to_loops(lowered.module, lowered.sources)[0]
+    assert sum("conv2d" in variable.name_hint for variable, _ in module.functions_items()) == 1
+    (convolution,) = (v.name_hint for v, _ in module.functions_items() if "conv2d" in v.name_hint)
+    assert "round" in convolution
+    assert "transpose" not in convolution
+    feeds = {"x": rng.integers(0, 256, (2, 8, 9, 9)).astype(np.uint8)}
+    got, want = on_host(model, feeds)["y"].astype(int), oracle.run(model, feeds)["y"].astype(int)
+    spread(want)
+    assert np.abs(got - want).max() <= 1

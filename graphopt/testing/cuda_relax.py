@@ -10,12 +10,12 @@ import numpy as np
 import tvm_ffi
 from tvm import relax, tirx
 
+from graphopt.targets.cuda.account.work import launches
 from graphopt.targets.cuda.arch import tvm_target
-from graphopt.targets.cuda.bfloat16 import with_shared_loads
 from graphopt.targets.cuda.checks import check
 from graphopt.targets.cuda.kernels import build, schedule, to_loops
-from graphopt.targets.cuda.link import cuda_source
-from graphopt.targets.cuda.work import launches
+from graphopt.targets.cuda.machine_code.bfloat16 import with_shared_loads
+from graphopt.targets.cuda.machine_code.link import cuda_source
 from graphopt.testing.cuda_emulation import run_kernel
 
 Array = np.ndarray[Any, Any]

@@ -19,7 +19,7 @@ import tvm_ffi
 from tvm import relax, s_tir, tirx
 from tvm.relax import transform
 
-from graphopt.targets.cuda.work import Launch
+from graphopt.targets.cuda.account.work import Launch
 
 BY_KERNEL = "main_by_kernel"
 _CAPTURE = "vm.builtin.cuda_graph.run_or_capture"

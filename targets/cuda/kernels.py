@@ -13,16 +13,16 @@ from tvm.relax import transform
 from tvm.s_tir import SBlock, dlight
 
 from graphopt.errors import LoweringError
-from graphopt.targets.cuda.copies import PIPELINE
+from graphopt.targets.cuda.account.work import Launch
 from graphopt.targets.cuda.graphs import Graphs, captured, count, open_sizes, with_planned_workspaces
-from graphopt.targets.cuda.half import sum_in_float32
-from graphopt.targets.cuda.integer.add_borders import as_elementwise
-from graphopt.targets.cuda.rounding import round_products
-from graphopt.targets.cuda.short_sums import ShortSums
-from graphopt.targets.cuda.tensor_cores import TensorCores
-from graphopt.targets.cuda.transposed import read_transposed
-from graphopt.targets.cuda.unit_sums import without_unit_sums
-from graphopt.targets.cuda.work import Launch
+from graphopt.targets.cuda.lowering.half import sum_in_float32
+from graphopt.targets.cuda.lowering.integer.add_borders import as_elementwise
+from graphopt.targets.cuda.lowering.transposed import read_transposed
+from graphopt.targets.cuda.schedules.copies import PIPELINE
+from graphopt.targets.cuda.schedules.rounding import round_products
+from graphopt.targets.cuda.schedules.short_sums import ShortSums
+from graphopt.targets.cuda.schedules.tensor_cores import TensorCores
+from graphopt.targets.cuda.schedules.unit_sums import without_unit_sums
 from graphopt.targets.lowering.origins import Origin, at_products, origins_of_functions
 from graphopt.targets.lowering.size_order import numbers_in_order, sizes_in_order
 

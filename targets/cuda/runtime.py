@@ -8,7 +8,7 @@ from collections.abc import Generator
 import tvm_ffi
 
 from graphopt.errors import ArtifactError
-from graphopt.targets.cuda.compiler import compile_source
+from graphopt.targets.cuda.machine_code.compiler import compile_source
 
 _HOOK = "tvm_callback_cuda_compile"
 _CUDA, _COMPUTE_VERSION = 2, 4

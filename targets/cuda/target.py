@@ -11,12 +11,12 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from graphopt.base import Context, Program, Target
+from graphopt.targets.cuda.account.report import report, works
 from graphopt.targets.cuda.arch import as_tuple, check_archs, devices, known_archs, tvm_target
-from graphopt.targets.cuda.bfloat16 import with_shared_loads
-from graphopt.targets.cuda.compiler import Binary, routes
-from graphopt.targets.cuda.fatbin import fatbin
-from graphopt.targets.cuda.report import report, works
-from graphopt.targets.cuda.spills import compile_without_spills
+from graphopt.targets.cuda.machine_code.bfloat16 import with_shared_loads
+from graphopt.targets.cuda.machine_code.compiler import Binary, routes
+from graphopt.targets.cuda.machine_code.fatbin import fatbin
+from graphopt.targets.cuda.machine_code.spills import compile_without_spills
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -45,11 +45,11 @@ class Cuda(Target):
         """
         from tvm import tirx
 
+        from graphopt.targets.cuda.account.work import launches
         from graphopt.targets.cuda.checks import check
         from graphopt.targets.cuda.kernels import build, schedule, to_loops
-        from graphopt.targets.cuda.link import cuda_source, to_library
-        from graphopt.targets.cuda.lower import lower_for_gpu
-        from graphopt.targets.cuda.work import launches
+        from graphopt.targets.cuda.lowering.lower import lower_for_gpu
+        from graphopt.targets.cuda.machine_code.link import cuda_source, to_library
 
         archs = as_tuple(self.arch)
         target = tvm_target(archs[0])

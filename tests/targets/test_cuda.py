@@ -18,8 +18,10 @@ from graphopt import artifact, graph, models, oracle
 from graphopt.base import Context, Program
 from graphopt.errors import LoweringError, UsageError
 from graphopt.pipeline.registry import make_target
-from graphopt.targets.cuda import Cuda, arch, compiler, link, occupancy, ptxas, roofline
-from graphopt.targets.cuda.fatbin import fatbin
+from graphopt.targets.cuda import Cuda, arch
+from graphopt.targets.cuda.account import occupancy, roofline
+from graphopt.targets.cuda.machine_code import compiler, link, ptxas
+from graphopt.targets.cuda.machine_code.fatbin import fatbin
 from graphopt.testing import from_text
 
 needs_compiler = pytest.mark.skipif(set(compiler.routes()) == {"source"}, reason="neither nvcc nor NVRTC here")
@@ -179,7 +181,7 @@ def test_code_runs_on_later_gpus_of_the_family_but_not_on_jetson():
 def test_bytes_of_a_gather_are_those_of_the_rows_it_takes():
     from tvm.script import tirx as T  # noqa: N812
 
-    from graphopt.targets.cuda.work import moved_bytes
+    from graphopt.targets.cuda.account.work import moved_bytes
 
     @T.prim_func(s_tir=True)
     def take(table: T.Buffer((1000, 8), "float32"), rows: T.Buffer((3,), "int64"), out: T.Buffer((3, 8), "float32")):
@@ -466,7 +468,7 @@ def test_embedded_source_is_compiled_as_it_is_loaded(net, source_only, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "load ELF" in done.stdout
     assert "launch softmax_kernel" in done.stdout
-    none = "from graphopt.targets.cuda import compiler; compiler._nvcc = compiler._nvrtc = lambda: None"
+    none = "from graphopt.targets.cuda.machine_code import compiler; compiler._nvcc = compiler._nvrtc = lambda: None"
     done = _run_behind_a_stub(place, tmp_path, none)
     assert done.returncode != 0
     assert "neither nvcc nor NVRTC" in done.stderr

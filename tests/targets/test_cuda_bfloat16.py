@@ -13,8 +13,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from graphopt.targets.cuda import compiler, sass
-from graphopt.targets.cuda.bfloat16 import with_shared_loads
+from graphopt.targets.cuda.machine_code import compiler, sass
+from graphopt.targets.cuda.machine_code.bfloat16 import with_shared_loads
 from graphopt.testing.cuda_relax import compile_relax, emulate_relax
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++")

@@ -183,8 +183,8 @@ def test_expressions_are_evaluated_as_tvm_does(a, b, c):
 
 
 def test_kernels_that_spill_get_room_and_others_stay(monkeypatch):
-    from graphopt.targets.cuda import spills
-    from graphopt.targets.cuda.compiler import Binary
+    from graphopt.targets.cuda.machine_code import spills
+    from graphopt.targets.cuda.machine_code.compiler import Binary
 
     def compiled(source, arch, route=None):
         seen.append(source)

@@ -15,7 +15,7 @@ from graphopt import artifact, oracle
 from graphopt.base import Context
 from graphopt.passes.convert_float16 import ConvertFloat16
 from graphopt.targets.cuda import Cuda
-from graphopt.targets.cuda.pixels import whole_pixels
+from graphopt.targets.cuda.lowering.pixels import whole_pixels
 from graphopt.testing import from_text
 from graphopt.testing.cuda_emulation import emulate
 from graphopt.testing.cuda_relax import compile_relax, emulate_relax

@@ -18,9 +18,9 @@ from graphopt.base import Context
 from graphopt.pipeline.presets import preset
 from graphopt.targets.cuda import Cuda
 from graphopt.targets.cuda.arch import tvm_target
-from graphopt.targets.cuda.integer import to_integer_operators, to_integers
 from graphopt.targets.cuda.kernels import to_loops
-from graphopt.targets.cuda.lower import lower_for_gpu
+from graphopt.targets.cuda.lowering.integer import to_integer_operators, to_integers
+from graphopt.targets.cuda.lowering.lower import lower_for_gpu
 from graphopt.targets.integer import reference
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.lowering.canonical import canonicalise

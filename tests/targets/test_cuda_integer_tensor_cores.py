@@ -13,7 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tvm import relax, te
 
-from graphopt.targets.cuda.work import product_type
+from graphopt.targets.cuda.account.work import product_type
 from graphopt.testing.cuda_relax import compile_relax, emulate_relax
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++")

@@ -14,7 +14,7 @@ from graphopt.base import Context
 from graphopt.graph import cost
 from graphopt.passes.convert_bfloat16 import ConvertBfloat16
 from graphopt.targets.cuda import Cuda
-from graphopt.targets.cuda.lower import lower_for_gpu
+from graphopt.targets.cuda.lowering.lower import lower_for_gpu
 from graphopt.testing import from_text
 from graphopt.testing.cuda_emulation import check_kernels, emulate
 

@@ -13,8 +13,9 @@ import pytest
 import graphopt
 from graphopt import graph, models
 from graphopt.base import Context
-from graphopt.targets.cuda import Cuda, compiler, sass
-from graphopt.targets.cuda.roofline import Work
+from graphopt.targets.cuda import Cuda
+from graphopt.targets.cuda.account.roofline import Work
+from graphopt.targets.cuda.machine_code import compiler, sass
 from graphopt.testing import from_text
 
 needs_compiler = pytest.mark.skipif(set(compiler.routes()) == {"source"}, reason="neither nvcc nor NVRTC here")

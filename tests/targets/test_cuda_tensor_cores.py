@@ -11,7 +11,8 @@ import pytest
 
 from graphopt import artifact, graph, oracle
 from graphopt.base import Context
-from graphopt.targets.cuda import Cuda, compiler
+from graphopt.targets.cuda import Cuda
+from graphopt.targets.cuda.machine_code import compiler
 from graphopt.testing.cuda_emulation import emulate
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++")

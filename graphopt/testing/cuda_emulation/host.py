@@ -65,7 +65,7 @@ def _program(model: ir.Model, arch: str) -> tuple[Program, dict[str, tuple[int, 
 
     from graphopt.targets.cuda.arch import tvm_target
     from graphopt.targets.cuda.kernels import TO_VIRTUAL_MACHINE, to_loops
-    from graphopt.targets.cuda.lower import lower_for_gpu
+    from graphopt.targets.cuda.lowering.lower import lower_for_gpu
     from graphopt.targets.llvm.cpu import native
     from graphopt.targets.llvm.link import to_library
 

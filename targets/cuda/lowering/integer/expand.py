@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import constant_array
-from graphopt.targets.cuda.integer.borders import border_table, numbers, padding, taps_inside
+from graphopt.targets.cuda.lowering.integer.borders import border_table, numbers, padding, taps_inside
 from graphopt.targets.integer.signs import moved
 from graphopt.targets.llvm.plan.integer.region import only_reader
 from graphopt.targets.lowering.nodes import Attribute, constant, number, put, take_place

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graphopt.errors import LoweringError
-from graphopt.targets.cuda.compiler import Binary, pip_folders
-from graphopt.targets.cuda.roofline import Work
+from graphopt.targets.cuda.account.roofline import Work
+from graphopt.targets.cuda.machine_code.compiler import Binary, pip_folders
 
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)")
 _OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(\w+)")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from graphopt.targets.cuda.integer import to_integers
-from graphopt.targets.cuda.integer.add_borders import add_borders
-from graphopt.targets.cuda.integer.along_sums import along_sums
-from graphopt.targets.cuda.integer.stored import store_integers
-from graphopt.targets.cuda.layout import channels_last
-from graphopt.targets.cuda.rounded import read_bfloat16
+from graphopt.targets.cuda.lowering.integer import to_integers
+from graphopt.targets.cuda.lowering.integer.add_borders import add_borders
+from graphopt.targets.cuda.lowering.integer.along_sums import along_sums
+from graphopt.targets.cuda.lowering.integer.stored import store_integers
+from graphopt.targets.cuda.lowering.layout import channels_last
+from graphopt.targets.cuda.lowering.rounded import read_bfloat16
 from graphopt.targets.lowering import Lowered, lower
 from graphopt.targets.lowering.decompose.halves import PRODUCTS, SUMMING, sum_in_float32
 from graphopt.targets.lowering.rounding import round_in_float32

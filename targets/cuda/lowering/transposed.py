@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 from tvm import relax, te, tirx
 
-from graphopt.targets.cuda.wmma import SUMS
+from graphopt.targets.cuda.schedules.wmma import SUMS
 
 
 def read_transposed(module: tvm.IRModule) -> tvm.IRModule:

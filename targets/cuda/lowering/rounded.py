@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from graphopt.targets.cuda.half import CONVOLUTIONS, summed_in_float32
+from graphopt.targets.cuda.lowering.half import CONVOLUTIONS, summed_in_float32
 from graphopt.targets.lowering import Lowered
 
 Array = np.ndarray[Any, Any]

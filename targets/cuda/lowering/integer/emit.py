@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import derive
-from graphopt.targets.cuda.integer.products import Product
+from graphopt.targets.cuda.lowering.integer.products import Product
 from graphopt.targets.llvm.kernels.requantise import Range
 from graphopt.targets.llvm.plan.integer.region import Quantized
 from graphopt.targets.lowering.nodes import Attribute, constant, number, put, take_place

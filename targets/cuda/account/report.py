@@ -7,18 +7,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from graphopt.targets.cuda.account.occupancy import occupancy
+from graphopt.targets.cuda.account.roofline import Work, estimates
 from graphopt.targets.cuda.arch import devices
-from graphopt.targets.cuda.compiler import Binary
-from graphopt.targets.cuda.occupancy import occupancy
-from graphopt.targets.cuda.ptxas import parse
-from graphopt.targets.cuda.roofline import Work, estimates
-from graphopt.targets.cuda.sass import Instructions, instructions, tensor_core_share
+from graphopt.targets.cuda.machine_code.compiler import Binary
+from graphopt.targets.cuda.machine_code.ptxas import parse
+from graphopt.targets.cuda.machine_code.sass import Instructions, instructions, tensor_core_share
 
 if TYPE_CHECKING:
     import tvm
 
+    from graphopt.targets.cuda.account.work import Launch
     from graphopt.targets.cuda.graphs import Graphs
-    from graphopt.targets.cuda.work import Launch
     from graphopt.targets.lowering.origins import Origin
 
 _SUFFIX = re.compile(r"_kernel(?:_(\d+))?$")
@@ -31,7 +31,7 @@ def works(
     rules: Mapping[str, str],
 ) -> list[Work]:
     """What each function that the model calls has to do: `loops` before scheduling, `launched` after it."""
-    from graphopt.targets.cuda.work import moved_bytes, output_elements, product_type
+    from graphopt.targets.cuda.account.work import moved_bytes, output_elements, product_type
 
     return [
         Work(

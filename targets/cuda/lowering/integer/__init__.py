@@ -10,11 +10,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from graphopt.graph import constant_array, infer_shapes
-from graphopt.targets.cuda.integer.emit import emit
-from graphopt.targets.cuda.integer.expand import expand
-from graphopt.targets.cuda.integer.pools import emit as emit_pool
-from graphopt.targets.cuda.integer.products import Product
-from graphopt.targets.cuda.integer.products import find as find_products
+from graphopt.targets.cuda.lowering.integer.emit import emit
+from graphopt.targets.cuda.lowering.integer.expand import expand
+from graphopt.targets.cuda.lowering.integer.pools import emit as emit_pool
+from graphopt.targets.cuda.lowering.integer.products import Product
+from graphopt.targets.cuda.lowering.integer.products import find as find_products
 from graphopt.targets.integer.signs import make_signed, make_unsigned
 from graphopt.targets.llvm.plan.integer.carry import carry
 from graphopt.targets.llvm.plan.integer.order import hoist

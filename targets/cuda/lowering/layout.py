@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from graphopt.targets.cuda.pixels import whole_pixels
+from graphopt.targets.cuda.lowering.pixels import whole_pixels
 from graphopt.targets.lowering import Lowered
 
 Array = np.ndarray[Any, Any]

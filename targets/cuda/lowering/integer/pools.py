@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph import derive
-from graphopt.targets.cuda.integer.emit import dequantize, quantize
+from graphopt.targets.cuda.lowering.integer.emit import dequantize, quantize
 from graphopt.targets.llvm.plan.integer.pools import Pool
 from graphopt.targets.lowering.nodes import constant, number, put, take_place
 
@@ -59,7 +59,7 @@ def _sums(at: ir.Node, pool: Pool) -> ir.Value:
 
 def _counts(pool: Pool) -> np.ndarray:
     """How many elements of each window lie inside the image, float32."""
-    from graphopt.targets.cuda.integer.borders import padding, taps_inside
+    from graphopt.targets.cuda.lowering.integer.borders import padding, taps_inside
 
     node = pool.nodes[0]
     ones = np.ones((1, 1, *node.attributes.get_ints("kernel_shape", [])), np.int8)

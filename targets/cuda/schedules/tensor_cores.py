@@ -19,8 +19,8 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu.matmul import get_reduction_blocks
 
-from graphopt.targets.cuda.index_maps import K, has_open_size, index_maps, runs, tiles
-from graphopt.targets.cuda.wmma import COLUMNS, ROWS, SUMS, intrinsics
+from graphopt.targets.cuda.schedules.index_maps import K, has_open_size, index_maps, runs, tiles
+from graphopt.targets.cuda.schedules.wmma import COLUMNS, ROWS, SUMS, intrinsics
 
 FRAGMENT, WARP = 16, 32
 STAGES, MORE_STAGES = 3, 6

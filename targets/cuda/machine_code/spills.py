@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from graphopt.targets.cuda.compiler import Binary, Route, compile_source
-from graphopt.targets.cuda.ptxas import parse
+from graphopt.targets.cuda.machine_code.compiler import Binary, Route, compile_source
+from graphopt.targets.cuda.machine_code.ptxas import parse
 
 
 def compile_without_spills(source: str, arch: str, route: Route | None = None) -> Binary:

@@ -24,31 +24,10 @@ from graphopt.targets.cuda.schedules.short_sums import ShortSums
 from graphopt.targets.cuda.schedules.tensor_cores import TensorCores
 from graphopt.targets.cuda.schedules.unit_sums import without_unit_sums
 from graphopt.targets.lowering.origins import Origin, at_products, origins_of_functions
-from graphopt.targets.lowering.size_order import numbers_in_order, sizes_in_order
+from graphopt.targets.lowering.size_order import numbers_in_order
+from graphopt.targets.lowering.virtual_machine import INSTRUCTIONS, MEMORY_PLAN
 
 IS_SCHEDULED = "tirx.is_scheduled"
-
-MEMORY_PLAN = tvm.transform.Sequential(
-    [
-        transform.ToNonDataflow(),
-        transform.RemovePurityChecking(),
-        transform.CallTIRRewrite(),
-        transform.StaticPlanBlockMemory(),
-    ]
-)
-INSTRUCTIONS = tvm.transform.Sequential(
-    [
-        transform.LowerAllocTensor(),
-        transform.KillAfterLastUse(),
-        transform.LowerRuntimeBuiltin(),
-        transform.ComputePrimValue(),
-        transform.VMShapeLower(),
-        sizes_in_order,
-        transform.AttachGlobalSymbol(),
-    ]
-)
-TO_VIRTUAL_MACHINE = tvm.transform.Sequential([MEMORY_PLAN, INSTRUCTIONS])
-"""Memory planned, and what calls the kernels turned into the virtual machine's instructions."""
 
 
 def to_loops(module: tvm.IRModule, sources: Mapping[str, Origin]) -> tuple[tvm.IRModule, dict[str, Origin]]:

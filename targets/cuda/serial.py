@@ -15,10 +15,11 @@ from tvm import relax, tirx
 
 from graphopt.base import Program
 from graphopt.targets.cuda.arch import tvm_target
-from graphopt.targets.cuda.kernels import TO_VIRTUAL_MACHINE, schedule, to_loops
+from graphopt.targets.cuda.kernels import schedule, to_loops
 from graphopt.targets.cuda.lowering.lower import lower_for_gpu
 from graphopt.targets.llvm.cpu import machine_triple
 from graphopt.targets.llvm.link import to_library
+from graphopt.targets.lowering.virtual_machine import TO_VIRTUAL_MACHINE
 
 if TYPE_CHECKING:
     import onnx_ir as ir

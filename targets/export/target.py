@@ -43,11 +43,12 @@ class Export(Target):
         import tvm
         from tvm import relax
 
-        from graphopt.targets.cuda.kernels import TO_VIRTUAL_MACHINE, schedule, to_loops
+        from graphopt.targets.cuda.kernels import schedule, to_loops
         from graphopt.targets.cuda.machine_code.link import to_library
         from graphopt.targets.llvm.cpu import machine_triple
         from graphopt.targets.lowering import lower
         from graphopt.targets.lowering.rounding import round_in_float32
+        from graphopt.targets.lowering.virtual_machine import TO_VIRTUAL_MACHINE
 
         missing = self.missing()
         if missing:

@@ -20,7 +20,8 @@ from graphopt.targets.lowering.identities import exact_identities
 from graphopt.targets.lowering.lower import Lowered
 from graphopt.targets.lowering.origins import Origin, origins_of_functions
 from graphopt.targets.lowering.rounding import round_in_float32
-from graphopt.targets.lowering.size_order import numbers_in_order, sizes_in_order
+from graphopt.targets.lowering.size_order import numbers_in_order
+from graphopt.targets.lowering.virtual_machine import TO_VIRTUAL_MACHINE
 
 UNCHECKED = {"tirx.disable_assert": True}
 """Kernels don't check the types and shapes of arguments once more, ``main`` has: a third of the compile time."""
@@ -107,21 +108,8 @@ def compiling(cpu: Cpu) -> Generator[None]:
 
 def to_virtual_machine() -> tvm.transform.Pass:
     """Plan memory and lower what calls the kernels to the virtual machine's instructions."""
-    return tvm.transform.Sequential(
-        [
-            transform.RemovePurityChecking(),
-            transform.CallTIRRewrite(),
-            transform.StaticPlanBlockMemory(),
-            transform.LowerAllocTensor(),
-            transform.KillAfterLastUse(),
-            transform.LowerRuntimeBuiltin(),
-            transform.ComputePrimValue(),
-            transform.VMShapeLower(),
-            sizes_in_order,
-            transform.AttachGlobalSymbol(),
-            tvm.transform.module_pass(without_aliases, opt_level=0),
-        ]
-    )
+    no_aliases = tvm.transform.module_pass(without_aliases, opt_level=0)
+    return tvm.transform.Sequential([TO_VIRTUAL_MACHINE, no_aliases])
 
 
 def without_aliases(module: tvm.IRModule, _: tvm.transform.PassContext | None = None) -> tvm.IRModule:

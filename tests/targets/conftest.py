@@ -53,3 +53,14 @@ def _check(
         assert got[name].shape == expected.shape
         error = np.abs(got[name] - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-30)
         assert error <= rtol, f"{name} is off by {error:.2e}"
+
+
+@pytest.fixture
+def on_integers(monkeypatch):
+    """On llvm, however small the model: integers are not estimated to be slower."""
+    from graphopt.targets.llvm.plan import integer
+    from graphopt.targets.llvm.plan.integer import choose
+
+    monkeypatch.setattr(integer, "pays", lambda *_: (True, "int8"))
+    for name in ("FINISH", "NARROW", "ACTIVATION", "SPREAD"):
+        monkeypatch.setattr(choose, name, 0.0)

@@ -123,7 +123,7 @@ def test_every_kernel_of_these_models_computes_what_onnxruntime_computes(name, p
     errors = [kernel.error for kernel in found.kernels if kernel.error is not None]
     near = [kernel.onnxruntime_error for kernel in found.kernels if kernel.onnxruntime_error is not None]
     whole = [kernel for kernel in found.kernels if "int" in kernel.dtype]
-    print(  # figures of docs/cuda.md
+    print(  # figures of docs/cuda-verification.md
         f"{name} {preset}: {len(found.kernels)} kernels, {len(whole)} of integers, to host {max(errors):.1e}, to "
         f"onnxruntime {max(near):.1e} ({len(near)}), outputs {found.output_error:.1e}"
     )

@@ -80,7 +80,7 @@ def test_mutants_of_tensor_core_kernels(case):
 def test_every_index_of_tensor_core_kernels(case):
     text, arch, expected = CASES[case]
     said = [seen(mutant) for mutant in mutants(*_lowered(text, arch), ("index",))]
-    print(f"{case}: {sum(map(bool, said))} of {len(said)}")  # figures of docs/cuda.md
+    print(f"{case}: {sum(map(bool, said))} of {len(said)}")  # figures of docs/cuda-verification.md
     assert len(said) >= 16
     assert said.count("") <= expected["unseen"]
 

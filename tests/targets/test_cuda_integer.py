@@ -235,6 +235,7 @@ def test_a_float_model_is_left_alone():
 
 
 @needs_linux
+@pytest.mark.usefixtures("on_integers")
 def test_a_whole_quantized_model_on_the_emulated_device():
     """Digits: onnxruntime's and the llvm target's integers, bit for bit, checks of memory and races on."""
     entry = models.get("digits")
@@ -246,9 +247,9 @@ def test_a_whole_quantized_model_on_the_emulated_device():
     got = emulate(model, feeds)
     equal(got, want)
     program = Llvm(threads=1).build(model, Context())
-    if all(said.startswith("int8") for said in program.report["integer"].values()):
-        with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
-            equal(executable.run(feeds), want)
+    assert all(said.startswith("int8") for said in program.report["integer"].values())
+    with assemble(program, target="llvm", before=model, after=model, report={}) as executable:
+        equal(executable.run(feeds), want)
     report = Cuda(arch="sm_80", compiler="source").build(model, Context()).report
     assert report["integer"] == found
     assert report["tensor_core_share"] == 1.0

@@ -10,7 +10,7 @@ from graphopt.base import Context
 from graphopt.graph import normalise
 from graphopt.targets.llvm import Llvm
 from graphopt.targets.llvm.cpu import resolve
-from graphopt.targets.llvm.plan import integer, plan
+from graphopt.targets.llvm.plan import plan
 from graphopt.targets.llvm.plan.integer import choose
 from graphopt.targets.lowering.canonical import canonicalise
 
@@ -182,14 +182,6 @@ def test_what_is_no_region_runs_as_float(trouble):
     assert not any("integer" in s for s in symbols(model))
     if trouble != "bias overflows":
         compare(model, 0.03)
-
-
-@pytest.fixture
-def on_integers(monkeypatch):
-    """However small the model: integers are not estimated to be slower."""
-    monkeypatch.setattr(integer, "pays", lambda *_: (True, "int8"))
-    for name in ("FINISH", "NARROW", "ACTIVATION", "SPREAD"):
-        monkeypatch.setattr(choose, name, 0.0)
 
 
 @pytest.mark.usefixtures("on_integers")

@@ -64,10 +64,11 @@ def _program(model: ir.Model, arch: str) -> tuple[Program, dict[str, tuple[int, 
     from tvm import relax
 
     from graphopt.targets.cuda.arch import tvm_target
-    from graphopt.targets.cuda.kernels import TO_VIRTUAL_MACHINE, to_loops
+    from graphopt.targets.cuda.kernels import to_loops
     from graphopt.targets.cuda.lowering.lower import lower_for_gpu
     from graphopt.targets.llvm.cpu import native
     from graphopt.targets.llvm.link import to_library
+    from graphopt.targets.lowering.virtual_machine import TO_VIRTUAL_MACHINE
 
     lowered, here = lower_for_gpu(model)[0], native()
     gpu = tvm_target(arch)

@@ -110,6 +110,20 @@ def test_a_convolution_with_a_residual_is_the_reference_to_the_bit():
     equal(emulate(model, feeds), want)
 
 
+def test_products_are_rounded_before_they_are_added_where_a_kernel_gives_8_bits():
+    """CUDA's compiler would make fused multiply-adds of them; the emulation's does not, and can't see it."""
+    one = np.uint8(1)
+    numbers = {"w": np.ones((8, 5, 3, 3), np.int8), "sw": np.full(8, 0.01, np.float32), "b": np.zeros(8, np.float32)}
+    quantized = net(
+        "uint8[1,5,9,11] x, uint8[1,8,5,6] r", "uint8[1,8,5,6] y", RESIDUAL,
+        **numbers, **scales(sx=0.02, si=0.05, sr=0.03, sy=0.04), zx=one, zi=one, zr=one, zy=one,
+    )  # fmt: skip
+    plain = net("float[4,6] x, float[4,6] y", "float[4,6] z", "p = Mul (x, y)\nz = Add (p, x)")
+    for model, rounded in ((quantized, True), (plain, False)):
+        source = Cuda(arch="sm_80", compiler="source").build(model, Context()).files["kernels.cu"].decode()
+        assert ("__fmul_rn(" in source) is rounded
+
+
 OPEN = """fx = DequantizeLinear (x, sx, zx)
     fw = DequantizeLinear <axis = 0> (w, sw)
     c = Conv <pads = [2,1,1,3], strides = [2,1], dilations = [1,2], group = {group}> (fx, fw)

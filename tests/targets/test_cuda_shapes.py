@@ -179,6 +179,10 @@ def sequences(draw) -> Net:
         "e1 = ReduceMin<keepdims = 1>(x, axes)",
         "e2 = Neg(e1)",
         "e3 = Max(x, e2)",
+        "low1 = Constant<value_float = -1.5>()",
+        "low = Cast<to = {t}>(low1)",
+        "high1 = Constant<value_float = 1.25>()",
+        "high = Cast<to = {t}>(high1)",
         "e4 = Clip(e3, low, high)",
         "e5 = Tanh(e4)",
         "e6 = Equal(x, e1)",
@@ -190,14 +194,6 @@ def sequences(draw) -> Net:
         "element = Add(e8, zeros1)",
         "t1 = Gather<axis = 2>(x, picked)",
         "taken = Unsqueeze(t1, middle)",
-    ]
-    net.lines += ["low1 = Constant<value_float = -1.5>()", "high1 = Constant<value_float = 1.25>()"]
-    at = net.lines.index("e4 = Clip(e3, low, high)")
-    net.lines[at:at] = [
-        net.lines.pop(-2),
-        net.lines.pop(-1),
-        "low = Cast<to = {t}>(low1)",
-        "high = Cast<to = {t}>(high1)",
     ]
     net.outputs = dict.fromkeys(("attention", "normal", "dense", "deviation", "element", "slice"), 3)
     net.outputs |= {"flat": 2, "logarithm": 2, "taken": 4}
